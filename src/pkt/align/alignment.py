@@ -1,0 +1,199 @@
+"""Training a hypernetwork so that its delta, injected into a frozen target, lowers the loss on a task.
+
+One step (arXiv:2505.14436, section 3.2):
+
+1. the hypernetwork runs once and gives the changes of all chosen lines;
+2. the batch, one extract example and up to 15 align examples, passes through the target with the delta hooked in, in
+   micro-batches whose gradients gather on the changes;
+3. the loss is the mean over examples of the mean cross-entropy of their tokens, plus the weighted penalty;
+4. the gathered gradient goes through the hypernetwork, the only thing that is trained, and AdamW steps.
+
+B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from pkt.align.hypernetwork import Hypernetwork, penalty
+from pkt.errors import TrainingError
+from pkt.inject.apply import injected
+from pkt.inject.delta import Delta
+from pkt.models.lm import LM
+from pkt.progress import track
+from pkt.tasks.base import Example
+from pkt.tasks.prompts import encode
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+ALIGN_EXAMPLES = 15
+"""Align examples of one step, beside one extract example."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW under a one-cycle cosine: 10 % warm-up from lr/25, back to lr/25, beta1 0.95 -> 0.85 -> 0.95."""
+
+    lr: float
+    total: int
+    warmup: float = 0.1
+    divisor: float = 25.0
+    betas: tuple[float, float] = (0.95, 0.85)
+
+    def at(self, step: int) -> tuple[float, float]:
+        """Learning rate and beta1 of a step, counted from 0. A cycle too short for a warm-up starts at the peak."""
+        peak, end = self.warmup * self.total - 1, self.total - 1
+        if step <= peak and peak > 0:
+            rise = _cosine(step / peak)
+        else:
+            rise = 1 - _cosine((step - max(peak, 0)) / max(end - max(peak, 0), 1))
+        low, high = self.betas[0], self.betas[1]
+        return self.lr / self.divisor + (self.lr - self.lr / self.divisor) * rise, low + (high - low) * rise
+
+
+def _cosine(x: float) -> float:
+    return (1 - math.cos(math.pi * x)) / 2
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as token ids with the labels that count, both (T,)."""
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+
+
+def encode_all(examples: Sequence[Example], style: str, target: LM, *, loss_on_prompt: bool) -> list[Encoded]:
+    """Token ids and labels: the response and the end of sequence count, on request the prompt too."""
+    found = []
+    for example in examples:
+        e = encode(example, style, target.tokenizer, target.dims.context, eos=True)
+        start = 1 if loss_on_prompt else e.response_start
+        found.append(Encoded(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
+    return found
+
+
+def example_losses(model: nn.Module, target: LM, batch: Sequence[Encoded]) -> Tensor:
+    """Mean cross-entropy of each example, (B,) float32 in nats. Padded on the right; only labelled positions get logits."""
+    width = max(len(e.ids) for e in batch)
+    pad = target.tokenizer.pad_token_id
+    device = model.get_submodule(target.family.embed).weight.device
+    ids_BT = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in batch], device=device)
+    mask_BT = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in batch], device=device)
+    labels_BT = torch.tensor([e.labels + [IGNORED] * (width - len(e.labels)) for e in batch])[:, 1:]
+    chosen_BT = labels_BT != IGNORED
+    hidden_BTD = model.get_submodule(target.family.decoder)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+    hidden = hidden_BTD[:, :-1][chosen_BT.to(hidden_BTD.device)]
+    logits = model.get_submodule(target.family.unembed)(hidden).float()
+    loss = functional.cross_entropy(logits, labels_BT[chosen_BT].to(logits.device), reduction="none")
+    row = torch.arange(len(batch))[:, None].expand_as(labels_BT)[chosen_BT].to(loss.device)
+    return torch.zeros(len(batch), device=loss.device).index_add(0, row, loss) / chosen_BT.sum(1).to(loss.device)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to align."""
+
+    steps: int
+    schedule: Schedule
+    norm_weight: float
+    micro_batch: int
+    gradient_checkpointing: bool
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+
+
+def align(
+    hyper: Hypernetwork,
+    target: LM,
+    extract: Sequence[Encoded],
+    align_split: Sequence[Encoded],
+    slices_of: Callable[[int], dict[str, Tensor]],
+    place: Callable[[dict[str, Tensor], int], Delta],
+    options: Options,
+    gen: Generator,
+) -> list[dict[str, float]]:
+    """Train `hyper` in place.
+
+    Args:
+        slices_of: step -> slices (L, K, Ds) by part; place: changes (L, K, Dt) by part, step -> delta.
+        gen: draws the align examples.
+
+    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr, seconds.
+
+    Raises:
+        TrainingError: the loss of an example is NaN or infinite.
+    """
+    optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
+    history = []
+    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing):
+        for step in track(range(options.steps), "alignment"):
+            start = time.perf_counter()
+            lr, beta1 = options.schedule.at(step)
+            for group in optimizer.param_groups:
+                group["lr"], group["betas"] = lr, (beta1, options.beta2)
+            drawn = torch.randperm(len(align_split), generator=gen)[:ALIGN_EXAMPLES].tolist()
+            batch = [extract[step % len(extract)], *(align_split[i] for i in drawn)]
+
+            changes = hyper(slices_of(step))
+            leaves = {part: change.detach().requires_grad_() for part, change in changes.items()}
+            entropy = 0.0
+            for i in range(0, len(batch), options.micro_batch):
+                part = batch[i : i + options.micro_batch]
+                with injected(model, place(leaves, step)):
+                    losses_B = example_losses(model, target, part)
+                    _check_finite(losses_B, part, step)
+                    (losses_B.sum() / len(batch)).backward()
+                entropy += float(losses_B.detach().sum()) / len(batch)
+            norm = penalty(leaves)
+            (options.norm_weight * norm).backward()
+            torch.autograd.backward(list(changes.values()), [leaf.grad for leaf in leaves.values()])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            history.append(
+                {
+                    "step": step + 1,
+                    "loss": entropy + options.norm_weight * float(norm.detach()),
+                    "cross_entropy": entropy,
+                    "penalty": float(norm.detach()),
+                    "lr": lr,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+    log.info("aligned in %d steps, %.1f s", options.steps, sum(h["seconds"] for h in history))
+    return history
+
+
+def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None:
+    bad = [e.id for e, fine in zip(batch, losses_B.isfinite().tolist(), strict=True) if not fine]
+    if bad:
+        raise TrainingError(
+            f"step {step + 1}: the loss of example {', '.join(bad)} is not finite; lower the learning rate or the initial scale"
+        )
+
+
+class _checkpointing:  # noqa: N801 - used like a function
+    """Recompute activations in the backward pass; transformers does so in training mode only."""
+
+    def __init__(self, model: nn.Module, wanted: bool) -> None:
+        self.model, self.wanted = model, wanted
+
+    def __enter__(self) -> None:
+        if self.wanted:
+            self.model.activation_checkpointing_enable()
+            self.model.train()
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self.model.activation_checkpointing_disable()
+            self.model.eval()

@@ -1,0 +1,54 @@
+"""The hypernetwork of LaTen: maps source slices to changes of the target's rows and columns.
+
+One bias-free two-layer ReLU perceptron `d_source -> hidden -> d_target` per module type, shared by all layers and neurons,
+in float32 (arXiv:2505.14436, section 3.2).
+
+L layers, K neurons per layer, Ds and Dt widths of source and target.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from pkt.models.families import PARTS
+
+PUBLISHED_STD = 1e-5
+
+
+class Hypernetwork(nn.Module):
+    """Slices (L, K, Ds) -> changes (L, K, Dt), for each of the four module types.
+
+    Args:
+        hidden: hidden width; 0 means the source's width.
+        init: `published`, N(0, 1e-5 squared); or `fan_in`, N(0, 1/fan_in) for the first weight and `scale` times that
+            for the second, so that the first change has a size that training can use.
+    """
+
+    def __init__(
+        self, source_width: int, target_width: int, gen: Generator, *, hidden: int = 0, bias: bool = False, init: str = "published",
+        scale: float = 1e-2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        hidden = hidden or source_width
+        self.parts = nn.ModuleDict()
+        for part in PARTS:
+            first = nn.Linear(source_width, hidden, bias=bias)
+            second = nn.Linear(hidden, target_width, bias=bias)
+            for layer, factor in ((first, 1.0), (second, scale)):
+                std = PUBLISHED_STD if init == "published" else factor / math.sqrt(layer.in_features)
+                nn.init.normal_(layer.weight, 0.0, std, generator=gen)
+                if bias:
+                    nn.init.zeros_(layer.bias)
+            self.parts[part] = nn.Sequential(first, nn.ReLU(), second)
+
+    def forward(self, slices_LKDs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The change of every chosen line, before lines of one row are merged."""
+        return {part: self.parts[part](slices) for part, slices in slices_LKDs.items()}
+
+
+def penalty(changes_LKDt: dict[str, Tensor]) -> Tensor:
+    """Sum over module types of the mean squared entry."""
+    return torch.stack([change.pow(2).mean() for change in changes_LKDt.values()]).sum()

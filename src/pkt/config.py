@@ -1,0 +1,204 @@
+"""Recipes: strict YAML, one message for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pkt.errors import ConfigError
+from pkt.registry import nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Part of a recipe: no unknown key, no conversion between types, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """A model by name."""
+
+    name: str = Field(description="`nano/...`, a folder, or a name on the hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+
+
+class TaskSection(Section):
+    """A task and how its prompts are written."""
+
+    name: str = Field(description="`nano/mmlu`, `gsm8k`, ...: see `pkt tasks`")
+    data: str | None = Field(None, description="folder with the task's data; null means the embedded world or the hub")
+    prompt_style: Literal["tulu", "chat_template", "plain"] = Field("tulu", description="how prompt and response are joined")
+
+
+class EvaluateSection(Section):
+    """What is scored."""
+
+    limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
+    perplexity_text: str | None = Field(
+        None, description="text file for the perplexity guard; null means the embedded text for nano tasks and no guard elsewhere"
+    )
+    arms: list[Literal["target", "source", "result"]] = Field(["target", "source", "result"], description="models to score")
+
+
+class ExportSection(Section):
+    """How the result is stored."""
+
+    dtype: Literal["auto", "target", "float32"] = Field(
+        "auto",
+        description="of the changed tensors: `target` rounds to the target's dtype; `float32`; `auto` takes float32 where "
+        "rounding would leave the change with a cosine below 0.99",
+    )
+
+
+class Recipe(Section):
+    """Everything that decides a result. Where it runs (device, folders) is no part of it."""
+
+    name: str = Field(description="name of the run")
+    source: ModelSection
+    target: ModelSection
+    task: TaskSection
+    method: dict[str, Any] = Field(description="`name` and the method's own options: see `pkt methods NAME`")
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of both models in memory; `auto` as stored")
+    seed: int = Field(0, ge=0, description="of every random draw")
+
+    @field_validator("source", "target", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """`source: nano/source` is short for `source: {name: nano/source}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("needs a `name`, for example `name: laten`")
+        return value
+
+    def to_yaml(self) -> str:
+        """The resolved recipe."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, and reads 1e-4 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}); remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Parse YAML strictly.
+
+    Raises:
+        ConfigError: not YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: {e}") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}: not valid YAML{line}: {getattr(e, 'problem', None) or e}") from None
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in RECIPES.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise ConfigError(f"no recipe {name!r}: neither a file nor a shipped recipe; {nearest(name, list(shipped))}")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides.
+
+    Raises:
+        ConfigError: with file, key path and what would be right.
+    """
+    path = find_recipe(name)
+    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _override(data, override)
+    return validate(Recipe, data, str(path))
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key.path=value, for example method.steps=8")
+    *parents, last = key.split(".")
+    at = data
+    for parent in parents:
+        below = at.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("source", "target"):
+            below = at[parent] = {"name": below}
+        if not isinstance(below, dict):
+            raise ConfigError(f"--set {override!r}: {parent} holds {below!r}, not keys")
+        at = below
+    at[last] = read_yaml(text, f"--set {override!r}") if text else None
+
+
+def validate(cls: type[M], data: Any, where: str, prefix: str = "") -> M:
+    """Build a config model, turning pydantic's first error into one line.
+
+    Args:
+        where: file or option, for the message; prefix: key path of `data` within it.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known), missing key, wrong type, or out of bounds.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as e:
+        error = e.errors()[0]
+        path = [str(p) for p in error["loc"]]
+        key = ".".join([*([prefix] if prefix else []), *path])
+        found = error.get("input")
+        if error["type"] == "extra_forbidden":
+            known = _keys(cls, path[:-1])
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(path[-1], known)}") from None
+        if error["type"] == "missing":
+            raise ConfigError(f"{where}: missing key {key!r}; add it") from None
+        message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        raise ConfigError(f"{where}: {key}: found {found!r}; {message}") from None
+
+
+
+
+def _keys(cls: type[BaseModel], path: list[str]) -> list[str]:
+    """Known keys of the section at `path`."""
+    for name in path:
+        field = cls.model_fields.get(name)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        cls = field.annotation
+    return list(cls.model_fields)

@@ -1,0 +1,243 @@
+"""Attribution of a model's layers and neurons on a split, as METHODS defines it (arXiv:2312.12141, arXiv:2505.14436).
+
+For every example the model predicts the last answer token `y` from the position before it. There we record, per layer,
+the residual stream `x` before the layer, the attention output `a`, the FFN output `f`, the input `o` of `o_proj` and the
+input `m` of `down_proj`; and once the final norm's scale. Then, with `lp` of `logprob_gain.Lens` and `r = x + a`:
+
+1. layers:    attention lp(x + a) - lp(x),              FFN lp(r + f) - lp(r)
+2. neurons:   attention lp(x + o_j u_j) - lp(x),        FFN lp(r + m_k w_k) - lp(r)
+
+where `u_j` is column j of `o_proj` and `w_k` column k of `down_proj`. All in float32, in nats.
+
+E examples, L layers, N neurons of a layer, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pkt.extract.logprob_gain import Lens
+from pkt.files import save_tensors
+from pkt.models.families import KINDS
+from pkt.models.hooks import record
+from pkt.models.lm import LM
+from pkt.progress import track
+from pkt.tasks.base import Example, fingerprint
+from pkt.tasks.prompts import encode, strip_trailing
+
+log = logging.getLogger(__name__)
+
+
+class AttributionConfig(BaseModel):
+    """How neurons are scored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: Literal["exact", "released"] = Field(
+        "exact",
+        description="final norm in the lens: `exact` 1/rms; `released` 1/sqrt(standard deviation), a defect of the published "
+        "code kept for audits",
+    )
+    positions: Literal["all", "last"] = Field(
+        "all",
+        description="attended positions that count for attention neurons: `all`, or `last`, the last key position alone, as in "
+        "the published code",
+    )
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Scores of all layers and neurons, in nats.
+
+    `layers[kind]` (E, L) and `neurons[kind]` (E, L, N) float32, or (1, ...) where they are summed over examples.
+    """
+
+    layers: dict[str, Tensor]
+    neurons: dict[str, Tensor]
+
+    def summed(self) -> Attribution:
+        """Sums over the examples."""
+        return Attribution(*({k: t.sum(0, keepdim=True) for k, t in part.items()} for part in (self.layers, self.neurons)))
+
+    def example(self, e: int) -> Attribution:
+        """The scores of one example."""
+        return Attribution(*({k: t[e : e + 1] for k, t in part.items()} for part in (self.layers, self.neurons)))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """What one example shows at its last position: float32 vectors on the device of the unembedding."""
+
+    answer: int
+    scale: Tensor
+    before: dict[str, Tensor]  # kind -> (L, D) residual stream before the write: x, r
+    write: dict[str, Tensor]  # kind -> (L, D) the whole write: a, f
+    act: dict[str, Tensor]  # kind -> (L, N) what multiplies the neurons' values: o, m
+
+
+def attribute(
+    lm: LM,
+    examples: Sequence[Example],
+    style: str,
+    cfg: AttributionConfig | None = None,
+    *,
+    per_example: bool = False,
+    memory: int = 256 << 20,
+) -> Attribution:
+    """Score all layers and neurons of `lm` on `examples`.
+
+    Args:
+        style: prompt style.
+        per_example: keep the examples apart, else sum over them.
+        memory: bytes to work in, above the model and the result, whatever the vocabulary, width and depth are; at least
+            one example's activations are held.
+
+    Raises:
+        DataError: an example has no scorable token or is longer than the context.
+    """
+    cfg = cfg or AttributionConfig()
+    key = _key(lm, examples, style, cfg, per_example)
+    path = lm.memo / f"attribution-{key[:16]}.safetensors" if lm.memo else None
+    if path and path.is_file():
+        return _read(path)
+    start = time.perf_counter()
+    ids = [strip_trailing(encode(e, style, lm.tokenizer, lm.dims.context), lm.tokenizer, e) for e in examples]
+    with lm.loaded() as model, torch.no_grad():
+        unembed = model.get_submodule(lm.family.unembed).weight
+        norm = model.get_submodule(lm.family.final_norm).weight
+        lens = Lens(unembed, norm.to(unembed.device), memory // 2)
+        per = 4 * lm.dims.layers * (lm.dims.ffn + lm.dims.attention + 4 * lm.dims.width)
+        size = max(1, memory // 2 // per)
+        parts = [
+            _score(model, lm, lens, ids[i : i + size], cfg)
+            for i in track(range(0, len(ids), size), f"attribution of {lm.name}")
+        ]
+    found = Attribution(
+        {k: torch.cat([p.layers[k] for p in parts]) for k in KINDS},
+        {k: torch.cat([p.neurons[k] for p in parts]) for k in KINDS},
+    )
+    found = found if per_example else found.summed()
+    log.info("scored %s on %d examples in %.1f s", lm.name, len(examples), time.perf_counter() - start)
+    if path:
+        _write(path, found, {"model": lm.name, "weights": lm.digest, "examples": str(len(examples)), "style": style})
+    return found
+
+
+def _score(model: nn.Module, lm: LM, lens: Lens, batch: list[list[int]], cfg: AttributionConfig) -> Attribution:
+    sites = list(_visit(model, lm, batch, cfg))
+    device = lens.unembed_VD.device
+    answer = torch.tensor([s.answer for s in sites], device=device)
+    scale = torch.stack([s.scale for s in sites])
+    layers, neurons = {}, {}
+    for kind, (_, writer) in KINDS.items():
+        before = torch.stack([s.before[kind] for s in sites])  # E L D
+        after = before + torch.stack([s.write[kind] for s in sites])
+        gains = []
+        for layer in range(lm.dims.layers):
+            value_DN = _weight(model, lm.family.module(writer, layer)).to(device)
+            act = torch.stack([s.act[kind][layer] for s in sites])
+            gains.append(lens.gain(before[:, layer], act, value_DN, scale, answer).cpu())
+        neurons[kind] = torch.stack(gains, dim=1)
+        layers[kind] = torch.stack(
+            [
+                lens.logprob(after[:, i] * scale[:, None], answer) - lens.logprob(before[:, i] * scale[:, None], answer)
+                for i in range(lm.dims.layers)
+            ],
+            dim=1,
+        ).cpu()
+    return Attribution(layers, neurons)
+
+
+def _visit(model: nn.Module, lm: LM, batch: list[list[int]], cfg: AttributionConfig) -> Iterator[_Site]:
+    """Run the examples one by one and keep what their last position shows."""
+    family, count = lm.family, lm.dims.layers
+    device = model.get_submodule(family.unembed).weight.device
+    at = [family.layer.format(i=i) for i in range(count)]
+    paths = {part: [family.module(part, i) for i in range(count)] for part in ("down", "o", "v", "attention", "ffn")}
+    last_only = cfg.positions == "last"
+    inputs = [*at, *paths["down"], *paths["o"], family.final_norm]
+    outputs = [*paths["attention"], *paths["ffn"], *(paths["v"] if last_only else [])]
+
+    def last(kept: dict[str, Tensor], names: list[str], way: str) -> Tensor:
+        return torch.stack([kept[f"{name}:{way}"][0, -1].float().to(device) for name in names])
+
+    with record(model, inputs, outputs) as kept, _attention_weights(model, last_only):
+        for ids in batch:
+            first = model.get_submodule(family.embed).weight.device
+            result = model(torch.tensor([ids[:-1]], device=first), use_cache=False, output_attentions=last_only)
+            x, a = last(kept, at, "in"), last(kept, paths["attention"], "out")
+            final = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
+            o = _last_key(result.attentions, last(kept, paths["v"], "out"), lm) if last_only else last(kept, paths["o"], "in")
+            yield _Site(
+                answer=ids[-1],
+                scale=_scale(final, lm.dims.norm_eps, cfg),
+                before={"attention": x, "ffn": x + a},
+                write={"attention": a, "ffn": last(kept, paths["ffn"], "out")},
+                act={"attention": o, "ffn": last(kept, paths["down"], "in")},
+            )
+
+
+def _scale(final_D: Tensor, eps: float, cfg: AttributionConfig) -> Tensor:
+    """1/rms of the last layer's output; `released` puts the standard deviation where the mean square belongs."""
+    square = final_D.pow(2).mean()
+    return torch.rsqrt((square.sqrt() if cfg.scale == "released" else square) + eps)
+
+
+def _last_key(attentions: tuple[Tensor, ...], v_L: Tensor, lm: LM) -> Tensor:
+    """What the last key position alone sends into `o_proj`, (L, N)."""
+    dims = lm.dims
+    weight_LH = torch.stack([w[0, :, -1, -1].float().to(v_L.device) for w in attentions])
+    value = v_L.view(dims.layers, dims.kv_heads, dims.head_dim).repeat_interleave(dims.heads // dims.kv_heads, dim=1)
+    return (value * weight_LH[..., None]).flatten(1)
+
+
+@contextmanager
+def _attention_weights(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Attention weights are returned by the eager implementation only."""
+    before = model.config._attn_implementation
+    if wanted:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if wanted:
+            model.set_attn_implementation(before)
+
+
+def _weight(model: nn.Module, path: str) -> Tensor:
+    """A module's weight, fetched from where accelerate keeps it if the module is offloaded."""
+    module = model.get_submodule(path)
+    if module.weight.device.type != "meta":
+        return module.weight
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        return module.weight.clone()
+
+
+def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, per_example: bool) -> str:
+    parts = [1, lm.digest, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, found: Attribution, header: dict[str, str]) -> None:
+    tensors = {f"layers.{k}": t for k, t in found.layers.items()} | {f"neurons.{k}": t for k, t in found.neurons.items()}
+    save_tensors(path, tensors, header)
+
+
+def _read(path: Path) -> Attribution:
+    with safe_open(path, "pt") as f:
+        return Attribution(*({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons")))

@@ -1,0 +1,118 @@
+"""Static attribution: how much one neuron's write to the residual stream changes the log-probability of the answer.
+
+For a residual stream `b` before the write, a neuron that adds `a w`, the final norm's weight `g` and its scale `s`, held
+at its value in the unedited run, and the unembedding `U`, the score is
+
+    lp(b + a w) - lp(b),    lp(x) = log softmax(U (s g x))[y]                        (arXiv:2312.12141, section 3)
+
+Written with `d_v = s a (U g w)_v`, the change of logit v, and `p = softmax(U (s g b))`:
+
+    score = d_y - log1p(sum_v p_v expm1(d_v))                                        (exact, and stable for tiny d)
+
+1. `U g w` holds no example, so `product_VN` is computed once for all of them, in tiles that stay in the cache.
+2. A first pass over the vocabulary gives the log-sum-exp of the base logits, a second one the sum above; neither keeps
+   more than one tile.
+3. The few neurons whose sum overflows, or comes so near to -1 that its logarithm loses digits, change the answer by
+   many nats: there the plain difference of two log-probabilities is exact enough, and used.
+
+E examples, N neurons, D width, V vocabulary, B base vectors of one example.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TILE = 512
+"""Vocabulary entries and neurons of one tile on a CPU: two tiles of float32 fill a level-2 cache."""
+
+SUNK = -0.999
+"""Below this sum the edited distribution keeps less than a thousandth of the base one's mass where that lay."""
+
+
+class Lens:
+    """Reads log-probabilities off the residual stream: final norm with a given scale, then the unembedding.
+
+    Args:
+        unembed_VD: the unembedding's weight, in any dtype.
+        norm_D: the final norm's weight.
+        memory: bytes that one call may take for its work, whatever V, D and N are.
+    """
+
+    def __init__(self, unembed_VD: Tensor, norm_D: Tensor, memory: int) -> None:
+        self.unembed_VD, self.norm_D, self.memory = unembed_VD, norm_D.float(), memory
+
+    def rows(self, index: Tensor | slice) -> Tensor:
+        """`U g` for some entries of the vocabulary, (., D) float32."""
+        return self.unembed_VD[index].float() * self.norm_D
+
+    def _vocabulary(self, width: int) -> list[slice]:
+        size = len(self.unembed_VD)
+        return [slice(i, min(i + width, size)) for i in range(0, size, width)]
+
+    def log_normalizer(self, state_BD: Tensor) -> Tensor:
+        """log sum_v exp(U state)_v for scaled states, (B,) float32, by a running log-sum-exp over the vocabulary."""
+        width = max(1, min(8192, self.memory // (8 * (len(state_BD) + state_BD.shape[1]))))
+        total_B = torch.full((len(state_BD),), -torch.inf, device=state_BD.device)
+        for part in self._vocabulary(width):
+            total_B = torch.logaddexp(total_B, (state_BD @ self.rows(part).T).logsumexp(-1))
+        return total_B
+
+    def logprob(self, state_BD: Tensor, answer_B: Tensor) -> Tensor:
+        """log-probability of the answers, (B,) float32 in nats.
+
+        Args: state_BD residual vectors times the norm's scale; answer_B token ids.
+        """
+        return (state_BD * self.rows(answer_B)).sum(-1) - self.log_normalizer(state_BD)
+
+    def gain(self, base_ED: Tensor, act_EN: Tensor, value_DN: Tensor, scale_E: Tensor, answer_E: Tensor) -> Tensor:
+        """Score every neuron for every example.
+
+        Args:
+            base_ED: residual stream before the write.
+            act_EN: what each neuron multiplies its value with.
+            value_DN: what each neuron writes, one per column, in any dtype (the weight of `down_proj` or `o_proj`).
+            scale_E: the final norm's scale 1/rms of the unedited run.
+            answer_E: token ids of the answers.
+
+        Returns: (E, N) float32, in nats; positive helps the answer.
+        """
+        state_ED = base_ED.float() * scale_E[:, None]
+        factor_EN = act_EN.float() * scale_E[:, None]
+        norm_E = self.log_normalizer(state_ED)
+        rows_ED = self.rows(answer_E)
+        v_tile, n_tile = self._tile(state_ED.shape[1], len(state_ED))
+        num_neurons = value_DN.shape[1]
+        gain_EN = torch.empty(len(state_ED), num_neurons, device=state_ED.device)
+        for start in range(0, num_neurons, n_tile):
+            part = slice(start, min(start + n_tile, num_neurons))
+            gain_EN[:, part] = self._gain(state_ED, factor_EN[:, part], value_DN[:, part].float(), norm_E, rows_ED, v_tile)
+        return gain_EN
+
+    def _gain(
+        self, state_ED: Tensor, factor_EN: Tensor, value_DN: Tensor, norm_E: Tensor, rows_ED: Tensor, v_tile: int
+    ) -> Tensor:
+        shift_EN = torch.zeros_like(factor_EN)  # sum_v p_v expm1(d_v)
+        for part in self._vocabulary(v_tile):
+            rows_vD = self.rows(part)
+            prob_Ev = torch.exp(state_ED @ rows_vD.T - norm_E[:, None])
+            product_vN = rows_vD @ value_DN
+            change_vN = torch.empty_like(product_vN)
+            for e in range(len(state_ED)):
+                torch.mul(product_vN, factor_EN[e], out=change_vN).expm1_()
+                shift_EN[e].addmv_(change_vN.T, prob_Ev[e])
+        gain_EN = factor_EN * (rows_ED @ value_DN) - shift_EN.log1p()
+        for e, n in (~((shift_EN > SUNK) & (shift_EN < torch.inf))).nonzero().tolist():
+            moved_D = state_ED[e] + factor_EN[e, n] * value_DN[:, n]
+            pair = torch.stack([moved_D, state_ED[e]])
+            change = (pair @ rows_ED[e]) - self.log_normalizer(pair)
+            gain_EN[e, n] = change[0] - change[1]
+        return gain_EN
+
+    def _tile(self, width: int, examples: int) -> tuple[int, int]:
+        """Vocabulary entries and neurons of one tile, so that tile, copy and float32 rows fit into `memory`."""
+        top = TILE if self.unembed_VD.device.type == "cpu" else 16 * TILE
+        v, n = top, top
+        while v > 1 and 4 * (2 * v * n + (v + n) * width + examples * (v + 2 * n)) > self.memory:
+            v, n = (v + 1) // 2, (n + 1) // 2
+        return v, n

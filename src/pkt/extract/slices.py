@@ -1,0 +1,52 @@
+"""Reading located slices from a source, and placing changes on a target's rows and columns.
+
+L layers, K neurons per layer, R distinct rows, Ds and Dt widths of source and target.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pkt.extract.neurons import NeuronSet
+from pkt.inject.delta import Delta, Key, Lines
+from pkt.models.families import KINDS, LINE_AXIS, Dims
+from pkt.models.lm import LM
+
+
+def line_index(part: str, neurons: list[int], dims: Dims) -> list[int]:
+    """The row or column of `part` that belongs to each neuron."""
+    return [dims.v_row(j) for j in neurons] if part == "v" else neurons
+
+
+def read_slices(source: LM, chosen: NeuronSet) -> dict[str, Tensor]:
+    """The located rows and columns of the source, straight from its files: part -> (L, K, Ds) float32."""
+    slices = {}
+    for kind, parts in KINDS.items():
+        for part in parts:
+            rows = [
+                source.slices(part, layer, line_index(part, index.tolist(), source.dims))
+                for layer, index in zip(chosen.layers[kind], chosen.index[kind], strict=True)
+            ]
+            slices[part] = torch.stack(rows)
+    return slices
+
+
+def place(changes_LKDt: dict[str, Tensor], chosen: NeuronSet, dims: Dims) -> Delta:
+    """Put the change of rank r on the line of the target's neuron of rank r; differentiable.
+
+    Query heads of one group share a value head, so several attention neurons can fall on one row of `v_proj`: their
+    changes are averaged.
+    """
+    placed: dict[Key, Lines] = {}
+    for kind, parts in KINDS.items():
+        for part in parts:
+            for i, layer in enumerate(chosen.layers[kind]):
+                lines = torch.tensor(line_index(part, chosen.index[kind][i].tolist(), dims))
+                index, which = lines.unique(return_inverse=True)
+                change_KD = changes_LKDt[part][i]
+                which = which.to(change_KD.device)
+                total_RD = change_KD.new_zeros(len(index), change_KD.shape[1]).index_add(0, which, change_KD)
+                count_R = torch.bincount(which, minlength=len(index)).to(change_KD)
+                placed[layer, part] = Lines(index, total_RD / count_R[:, None], LINE_AXIS[part])
+    return Delta({key: placed[key] for key in sorted(placed)})

@@ -1,0 +1,60 @@
+"""Applying a `Delta` to a model: through hooks, differentiable and undone on exit, or for good in its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pkt.errors import ShapeError, UnsupportedModelError
+from pkt.inject.delta import Change, Delta, Key
+from pkt.models.families import family_of
+
+
+@contextmanager
+def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
+    """Run `model` as if `delta` were in its weights.
+
+    Gradients flow into the delta's values. Keep the block open until the backward pass is over: with gradient
+    checkpointing the forward pass runs again then.
+    """
+    handles = []
+    try:
+        for module, change in [_module(model, key, change) for key, change in delta.changes.items()]:
+            handles.append(module.register_forward_hook(_hook(change)))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(change: Change):  # type: ignore[no-untyped-def]
+    def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        added, channels = change.output(args[0])
+        return output + added if channels is None else output.index_add(-1, channels, added)
+
+    return hook
+
+
+@torch.no_grad()
+def write_(model: nn.Module, delta: Delta) -> None:
+    """Add `delta` to the weights of `model` in place, rounding once to their dtype."""
+    for key, change in delta.changes.items():
+        change.add_(_module(model, key, change, linear=False)[0].weight.data)
+
+
+def _module(model: nn.Module, key: Key, change: Change, *, linear: bool = True) -> tuple[nn.Module, Change]:
+    layer, part = key
+    family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
+    path = getattr(family, part) if layer is None else family.module(part, layer)
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as e:
+        raise ShapeError(f"this delta changes {path}, which the model does not have") from e
+    if linear and not isinstance(module, nn.Linear):
+        raise UnsupportedModelError(f"{path} is no linear map: inject this delta with `write_` or export it")
+    if not change.fits(list(module.weight.shape)):
+        raise ShapeError(f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for")
+    return module, change

@@ -1,0 +1,174 @@
+"""Exporting a target with a delta as an ordinary checkpoint, shard by shard.
+
+Adding a small change in a low precision can lose it. So the change that rounding keeps is measured: the share of changed
+entries that still differ from the target, and the cosine between the change that is left and the one that was meant.
+Where the cosine over all changed tensors is below 0.99 those tensors are stored in float32, and the config asks for float32, so
+that plain `from_pretrained` does not round them after all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pkt.errors import DataError
+from pkt.files import save_tensors, write_json
+from pkt.inject.delta import Change, Delta
+from pkt.models.checkpoint import Checkpoint
+from pkt.models.lm import LM
+
+log = logging.getLogger(__name__)
+
+KEEP_COSINE = 0.99
+SKIPPED = ("README.md", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the stored dtype keeps of a delta."""
+
+    dtype: str
+    """Of the changed tensors in the export."""
+    kept_share: float
+    """Share of the nonzero changes whose entry still changes after rounding to that dtype."""
+    kept_cosine: float
+    """Cosine between the rounded change and the delta."""
+    target_dtype: str
+    rounded_cosine: float
+    """The cosine that rounding to the target's own dtype would leave."""
+    changed_tensors: int
+
+
+class _Survival:
+    """Sums over tensors: what is left of a change after rounding."""
+
+    def __init__(self) -> None:
+        self.dot = self.left = self.meant = 0.0
+        self.nonzero = self.alive = 0
+
+    def add(self, before: Tensor, after: Tensor, rounded: Tensor) -> None:
+        meant = (after - before).double()
+        left = (rounded.float() - before).double()
+        self.dot += float((meant * left).sum())
+        self.left += float(left.pow(2).sum())
+        self.meant += float(meant.pow(2).sum())
+        self.nonzero += int((meant != 0).sum())
+        self.alive += int(((meant != 0) & (left != 0)).sum())
+
+    @property
+    def cosine(self) -> float:
+        if not self.meant:
+            return 1.0
+        return self.dot / (self.left * self.meant) ** 0.5 if self.left else 0.0
+
+    @property
+    def share(self) -> float:
+        return self.alive / self.nonzero if self.nonzero else 1.0
+
+
+def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
+    """Write `target` with `delta` to the folder `out`.
+
+    Tokenizer and config are copied, untouched files are copied as they are, and a touched shard is read, changed and
+    written before the next one. Nothing is left behind if it fails.
+
+    Args:
+        dtype: of the changed tensors: `auto`, `target` or `float32` (see the module's docstring).
+
+    Raises:
+        ShapeError: the delta does not fit.
+        DataError: `out` exists and is no earlier export.
+    """
+    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+        raise DataError(f"{out} exists and holds other files; give a new folder")
+    changes = dict(delta.tensors(target))
+    survival = {name: _Survival() for name in ("target", "float32")}
+    stored = torch.float32
+    for name, change in changes.items():
+        with safe_open(target.checkpoint.files[name], "pt") as f:
+            weight = f.get_tensor(name)
+        stored = weight.dtype
+        _measure(weight, change, survival)
+    chosen = dtype
+    if dtype == "auto":
+        chosen = "target" if survival["target"].cosine >= KEEP_COSINE else "float32"
+    wide = chosen == "float32" and stored != torch.float32
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _copy_side_files(target.checkpoint, temporary, wide)
+        for shard in target.checkpoint.shards:
+            _write_shard(shard, temporary / shard.name, changes, torch.float32 if wide else None)
+        _write_index(target.checkpoint, temporary)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kept = survival["float32" if wide else "target"]
+    names = {"target_dtype": str(stored).removeprefix("torch."), "dtype": "float32" if wide else str(stored).removeprefix("torch.")}
+    log.info("exported %d changed tensors to %s", len(changes), out)
+    return Kept(
+        kept_share=kept.share, kept_cosine=kept.cosine, rounded_cosine=survival["target"].cosine, changed_tensors=len(changes), **names
+    )
+
+
+def changed(weight: Tensor, change: Change) -> Tensor:
+    """The weight with the change, in float32."""
+    result = weight.float().clone()
+    change.add_(result)
+    return result
+
+
+def _measure(weight: Tensor, change: Change, survival: dict[str, _Survival]) -> None:
+    after = changed(weight, change)
+    before = weight.float()
+    survival["target"].add(before, after, after.to(weight.dtype))
+    survival["float32"].add(before, after, after)
+
+
+def _write_shard(source: Path, out: Path, changes: dict[str, Change], dtype: torch.dtype | None) -> None:
+    with safe_open(source, "pt") as f:
+        names, header = set(f.keys()), f.metadata() or {}
+    if not names & changes.keys():
+        shutil.copyfile(source, out)
+        return
+    tensors = load_file(source)
+    for name in names & changes.keys():
+        tensors[name] = changed(tensors[name], changes[name]).to(dtype or tensors[name].dtype)
+    save_tensors(out, tensors, {"format": "pt", **header})
+
+
+def _copy_side_files(checkpoint: Checkpoint, out: Path, wide: bool) -> None:
+    weights = {path.name for path in checkpoint.shards}
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.is_file() and path.name not in weights and path.name not in SKIPPED and path.suffix in (".json", ".jinja", ".model", ".txt"):
+            shutil.copyfile(path, out / path.name)
+    if wide:
+        config = json.loads((out / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        write_json(out / "config.json", config | {"dtype": "float32"})
+
+
+def _write_index(checkpoint: Checkpoint, out: Path) -> None:
+    path = checkpoint.folder / "model.safetensors.index.json"
+    if path.is_file():
+        index = json.loads(path.read_text())
+        total = 0
+        for shard in checkpoint.shards:
+            with safe_open(out / shard.name, "pt") as f:
+                total += sum(f.get_tensor(name).nbytes for name in f.keys())  # noqa: SIM118
+        write_json(out / path.name, index | {"metadata": {**index.get("metadata", {}), "total_size": total}})
+
+
+def kept_record(kept: Kept) -> dict:
+    """For `summary.json`."""
+    return asdict(kept)

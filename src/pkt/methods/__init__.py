@@ -1,0 +1,10 @@
+"""Methods: each is one function from two models and a task to one `Delta`, in a file of its own."""
+
+from pkt.registry import Registry
+
+METHODS = Registry(
+    "method",
+    {
+        "laten": "pkt.methods.laten:laten",
+    },
+)

@@ -1,0 +1,178 @@
+"""LaTen: locate, then align. Pre-Align transfer of arXiv:2505.14436.
+
+1. Attribution of layers and neurons in both models, on the extract split.
+2. A layer map for attention and one for FFN: the source's highest-scoring layers, as many as the target has.
+3. In every mapped layer the best `int(n_target * transfer_rate)` neurons of both models; source rank r meets target rank r.
+4. The source's rows of `up_proj` and `v_proj` and columns of `down_proj` and `o_proj` are read from its files.
+5. A hypernetwork is trained to turn them into changes of the target's lines, with a language-model loss on the target.
+6. Its last output, placed on the target's neurons, is the delta.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+
+from pkt.align.alignment import Options, Schedule, align, encode_all
+from pkt.align.hypernetwork import Hypernetwork
+from pkt.errors import ConfigError, DataError
+from pkt.extract.attribution import Attribution, AttributionConfig, attribute
+from pkt.extract.layers import top_scores
+from pkt.extract.neurons import NeuronSet, num_chosen, select
+from pkt.extract.slices import place, read_slices
+from pkt.inject.delta import Delta
+from pkt.methods.base import MethodConfig, method
+from pkt.models.families import KINDS, Dims
+from pkt.models.lm import LM
+from pkt.tasks.base import Task
+
+
+class LatenConfig(MethodConfig):
+    """Options of LaTen; the defaults are the published values."""
+
+    transfer_rate: float = Field(0.1, gt=0, le=1, description="share of a target layer's neurons that is updated, during alignment")
+    injection_rate: float | None = Field(
+        None, gt=0, le=1, description="the same at injection; null means `transfer_rate`"
+    )
+    steps: int = Field(8, ge=1, description="alignment steps (optimizer updates)")
+    schedule_steps: int | None = Field(
+        None,
+        ge=1,
+        description="length of the one-cycle schedule in steps; null means the number of extract examples, as published, or `steps` "
+        "if that is more",
+    )
+    lr: float = Field(3e-5, gt=0, description="peak learning rate")
+    norm_weight: float = Field(1000.0, ge=0, description="weight of the penalty on the delta's mean squared entry, summed over module types")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW")
+    hidden: int = Field(0, ge=0, description="hidden width of the hypernetwork; 0 means the source's width")
+    bias: bool = Field(False, description="biases in the hypernetwork")
+    init: Literal["published", "fan_in"] = Field(
+        "published", description="initial weights: `published` N(0, 1e-5 squared); `fan_in` N(0, 1/fan_in), the second times `init_scale`"
+    )
+    init_scale: float = Field(1e-2, gt=0, description="factor on the second weight's initial scale when `init` is `fan_in`")
+    loss_on_prompt: bool = Field(False, description="count the prompt's tokens in the loss too")
+    locate: Literal["summed", "per_example"] = Field(
+        "summed",
+        description="neurons: `summed` scores over the extract split; `per_example`, as released: each step on its own example, "
+        "injection on one drawn example",
+    )
+    attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
+    micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
+    gradient_checkpointing: bool = Field(False, description="recompute the target's activations in the backward pass to save memory")
+    memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
+
+
+def counts(dims: Dims, rate: float) -> dict[str, int]:
+    """Neurons per target layer and kind at a rate."""
+    return {kind: num_chosen(dims.neurons(kind), rate, kind) for kind in KINDS}
+
+
+def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
+    """LaTen needs as many source layers as target layers and as many source neurons as it selects."""
+    top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
+    for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate):
+        for kind, k in counts(target.dims, rate).items():
+            if source.dims.neurons(kind) < k:
+                raise ConfigError(
+                    f"{source.name} has {source.dims.neurons(kind)} {kind} neurons per layer, but rate {rate} takes {k} in "
+                    f"{target.name}; use a rate of at most {source.dims.neurons(kind) / target.dims.neurons(kind):.3f}"
+                )
+    if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
+        raise ConfigError(f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; raise it")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Both models' chosen neurons at one rate, and the source's slices (part -> (L, K, Ds))."""
+
+    source: NeuronSet
+    target: NeuronSet
+    slices: dict[str, Tensor]
+
+
+def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
+    """Choose layers and neurons by summed scores and read the source's slices."""
+    of_source, of_target = (a.summed() for a in scores)
+    maps = {kind: top_scores(of_source.layers[kind][0], target.dims.layers, source.name) for kind in KINDS}
+    every = {kind: list(range(target.dims.layers)) for kind in KINDS}
+    chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
+    placed = select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
+    return Located(chosen, placed, read_slices(source, chosen))
+
+
+def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> tuple[Attribution, Attribution]:
+    """Scores of both models on the extract split, one model in memory at a time."""
+    per_example = cfg.locate == "per_example"
+    found = [
+        attribute(
+            lm, task.split("extract"), style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20
+        )
+        for lm in (source, target)
+    ]
+    return found[0], found[1]
+
+
+@method(
+    config=LatenConfig,
+    kind="pre-align",
+    paper="arXiv:2505.14436",
+    requires=requires,
+    splits=("extract", "align"),
+    locate=attributions,
+    locate_options=("locate", "attribution"),
+)
+def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
+    """Locate neurons in both models, train a hypernetwork between them, return its update."""
+    extract, aligned = task.split("extract"), task.split("align")
+    for name, split in (("extract", extract), ("align", aligned)):
+        if not split:
+            raise DataError(f"{task.name}: LaTen needs at least one {name} example; the split is empty")
+    scores = attributions(source, target, task, cfg, style)
+    at, into = (counts(target.dims, rate) for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate))
+    per_example = cfg.locate == "per_example"
+
+    def located(example: int | None, num: dict[str, int]) -> Located:
+        picked = scores if example is None else (scores[0].example(example), scores[1].example(example))
+        return locate(source, target, picked, num)
+
+    steps = [located(i, at) for i in range(min(cfg.steps, len(extract)))] if per_example else [located(None, at)]
+    hyper = Hypernetwork(
+        source.dims.width, target.dims.width, gen, hidden=cfg.hidden, bias=cfg.bias, init=cfg.init, scale=cfg.init_scale
+    ).to(target.torch_device)
+    schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(extract), cfg.steps))
+    encoded = [encode_all(part, style, target, loss_on_prompt=cfg.loss_on_prompt) for part in (extract, aligned)]
+    history = align(
+        hyper,
+        target,
+        *encoded,
+        slices_of=lambda step: _to(steps[step % len(steps)].slices, target.torch_device),
+        place=lambda changes, step: place(changes, steps[step % len(steps)].target, target.dims),
+        options=Options(cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay),
+        gen=gen,
+    )
+    drawn = int(torch.randint(len(extract), (), generator=gen)) if per_example else None
+    final = located(drawn, into)
+    with torch.no_grad():
+        delta = place(hyper(_to(final.slices, target.torch_device)), final.target, target.dims).detach()
+    return Delta(delta.changes, {"layers": describe_layers(scores, final), "history": history})
+
+
+def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> dict[str, dict]:
+    """Layer scores (nats, summed over the extract split) and the pairs (source layer, target layer), for the report."""
+    of_source, of_target = (a.summed() for a in scores)
+    return {
+        kind: {
+            "source_scores": of_source.layers[kind][0].tolist(),
+            "target_scores": of_target.layers[kind][0].tolist(),
+            "map": [list(p) for p in zip(final.source.layers[kind], final.target.layers[kind], strict=True)],
+        }
+        for kind in KINDS
+    }
+
+
+def _to(slices: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {part: t.to(device) for part, t in slices.items()}

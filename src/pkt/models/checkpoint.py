@@ -1,0 +1,156 @@
+"""Where a checkpoint is, and what its safetensors headers say. Reads weights only line by line, on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+from pkt.errors import DataError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NANO = Path(__file__).parents[1] / "nano" / "models"
+SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+
+
+def is_nano(name: str) -> bool:
+    """Whether a model or task name means the embedded world."""
+    return name.startswith("nano/")
+
+
+def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The folder of a checkpoint. `nano/...` is embedded, what exists here is a folder, the rest is a hub name.
+
+    Args:
+        weights: fetch the safetensors files too, and not only config and tokenizer.
+
+    Raises:
+        DataError: nothing is there, or the hub cannot be reached.
+        UnsupportedModelError: the repository is gated.
+    """
+    if is_nano(name):
+        folder = NANO / name.removeprefix("nano/")
+        if not (folder / "config.json").is_file():
+            found = ", ".join(sorted(f"nano/{p.parent.name}" for p in NANO.glob("*/config.json")))
+            raise DataError(f"there is no embedded model {name!r}; embedded models: {found or 'none were built'}")
+        return folder
+    local = Path(name).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise DataError(f"{local}: no config.json in this folder; expected a checkpoint saved by transformers")
+        return local
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError(f"model folder {name} does not exist; give an existing folder, a hub name or nano/...")
+    return _download(name, revision, ("*.safetensors", *SIDE_FILES) if weights else SIDE_FILES)
+
+
+def _download(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except errors.GatedRepoError as e:
+        raise UnsupportedModelError(
+            f"{name} is a gated repository: accept its terms on its hub page, then log in with `hf auth login` or set HF_TOKEN"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise DataError(f"{name}: the hub has no revision {revision!r} of it; check the recipe's revision") from e
+    except errors.RepositoryNotFoundError as e:
+        raise DataError(f"{name} is neither a folder here nor a repository on the hub that you can read") from e
+    except errors.HFValidationError as e:
+        raise DataError(f"{name!r} is neither a folder here nor a valid hub name") from e
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+        raise DataError(
+            f"{at} is neither a folder here nor in the hub cache, and the hub could not be reached; "
+            f"download it first or give a folder"
+        ) from e
+
+
+class Checkpoint:
+    """The safetensors files of one model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Tensor name -> file. Reads headers only.
+
+        Raises:
+            DataError: no safetensors file, or a shard that the index names is missing.
+        """
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = {k: self.folder / v for k, v in json.loads(index.read_text())["weight_map"].items()}
+            missing = sorted({path.name for path in names.values() if not path.is_file()})
+            if missing:
+                raise DataError(f"{self.folder}: the index names {', '.join(missing)}, which is missing; copy the checkpoint again")
+            return names
+        single = self.folder / "model.safetensors"
+        if not single.is_file():
+            raise DataError(
+                f"{self.folder}: no model.safetensors and no index; expected safetensors weights "
+                f"(convert other formats with `save_pretrained`)"
+            )
+        with safe_open(single, "pt") as f:
+            return {name: single for name in f.keys()}  # noqa: SIM118 - not a mapping
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files, each once, in order of name."""
+        return sorted(set(self.files.values()))
+
+    def shape(self, tensor: str) -> list[int]:
+        """Shape of a tensor, from the header."""
+        with safe_open(self._file(tensor), "pt") as f:
+            return list(f.get_slice(tensor).get_shape())
+
+    def headers(self) -> dict[str, tuple[list[int], str]]:
+        """Shape and stored dtype (as safetensors names it) of every tensor."""
+        found = {}
+        for path in self.shards:
+            with safe_open(path, "pt") as f:
+                for name in f.keys():  # noqa: SIM118 - not a mapping
+                    part = f.get_slice(name)
+                    found[name] = (list(part.get_shape()), part.get_dtype())
+        return found
+
+    def lines(self, tensor: str, index: list[int], axis: int) -> Tensor:
+        """Chosen rows (axis 0) or columns (axis 1) of a matrix, as float32 (len(index), length), in the order of `index`."""
+        import torch
+
+        order = sorted(set(index))
+        with safe_open(self._file(tensor), "pt") as f:
+            part = f.get_slice(tensor)
+            read = part[order] if axis == 0 else part[:, order].T
+        where = torch.searchsorted(torch.tensor(order), torch.tensor(index))
+        return read.float()[where]
+
+    def _file(self, tensor: str) -> Path:
+        if tensor not in self.files:
+            raise UnsupportedModelError(f"{self.folder}: no tensor {tensor!r} in its safetensors files")
+        return self.files[tensor]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of the weight files and the config; hub files are named by theirs."""
+        total = hashlib.sha256()
+        for path in [self.folder / "config.json", *self.shards]:
+            blob = path.resolve().name
+            known = blob if path.is_symlink() and len(blob) == 64 else file_digest(path)
+            total.update(f"{path.name} {known}\n".encode())
+        return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

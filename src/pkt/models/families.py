@@ -1,0 +1,133 @@
+"""Model families: one row says where the parts of a decoder are. Sizes come from the model's own config.
+
+A config field that is away from its default and is in neither list below is refused by name: it might change what a row
+or a column means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pkt.errors import UnsupportedModelError
+
+PARTS = ("up", "down", "v", "o")
+"""The module types that a transfer may change: rows of `up` and `v`, columns of `down` and `o`."""
+LINE_AXIS = {"up": 0, "v": 0, "down": 1, "o": 1}
+"""The axis of the weight (out, in) along which one neuron is one line."""
+KINDS = {"ffn": ("up", "down"), "attention": ("v", "o")}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Module paths of one architecture. `{i}` stands for the layer."""
+
+    layer: str = "model.layers.{i}"
+    attention: str = "self_attn"
+    ffn: str = "mlp"
+    up: str = "mlp.up_proj"
+    gate: str = "mlp.gate_proj"
+    down: str = "mlp.down_proj"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    decoder: str = "model"
+    final_norm: str = "model.norm"
+    embed: str = "model.embed_tokens"
+    unembed: str = "lm_head"
+
+    def module(self, part: str, layer: int) -> str:
+        """Path of a part's module, for example `model.layers.3.mlp.up_proj`."""
+        return f"{self.layer.format(i=layer)}.{getattr(self, part)}"
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+}
+
+HARMLESS_FIELDS = frozenset(
+    # sizes and positions, read from the config wherever they matter
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
+    "max_position_embeddings rope_theta rope_scaling rope_parameters partial_rotary_factor "
+    # arithmetic that the model's own forward pass does
+    "hidden_act rms_norm_eps attention_bias mlp_bias attention_dropout sliding_window use_sliding_window "
+    "max_window_layers layer_types tie_word_embeddings initializer_range use_cache "
+    # bookkeeping
+    "model_type architectures transformers_version dtype torch_dtype _name_or_path name_or_path bos_token_id eos_token_id "
+    "pad_token_id sep_token_id unk_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task "
+    "task_specific_params output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder "
+    "is_decoder attn_implementation _attn_implementation _attn_implementation_autoset tokenizer_class prefix "
+    "cross_attention_hidden_size add_cross_attention base_model_tp_plan base_model_pp_plan".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """Sizes of a decoder."""
+
+    layers: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    norm_eps: float
+
+    @property
+    def attention(self) -> int:
+        """Attention neurons of a layer: the input channels of `o_proj`."""
+        return self.heads * self.head_dim
+
+    def neurons(self, kind: str) -> int:
+        """Neurons of one layer, `kind` being `ffn` or `attention`."""
+        return self.ffn if kind == "ffn" else self.attention
+
+    def v_row(self, neuron: int) -> int:
+        """The row of `v_proj` that feeds an attention neuron: the query heads of a group share one value head."""
+        head, channel = divmod(neuron, self.head_dim)
+        return head // (self.heads // self.kv_heads) * self.head_dim + channel
+
+
+def family_of(config: Any, name: str) -> Family:
+    """The row for a transformers config.
+
+    Raises:
+        UnsupportedModelError: the architecture, or a field of its config, is not one that we handle.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{name}: architecture {config.model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    defaults = type(config)().to_dict()
+    found = {field: value for field, value in config.to_dict().items() if field not in HARMLESS_FIELDS}
+    unknown = sorted(field for field, value in found.items() if value != defaults.get(field))
+    if unknown:
+        shown = ", ".join(f"{field}={found[field]!r}" for field in unknown)
+        raise UnsupportedModelError(
+            f"{name}: the config sets {shown}, which may change what a row or a column of a weight means; "
+            f"use a checkpoint without it"
+        )
+    return family
+
+
+def dims_of(config: Any) -> Dims:
+    """Sizes from a transformers config."""
+    heads = config.num_attention_heads
+    return Dims(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        ffn=config.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+    )

@@ -1,0 +1,44 @@
+"""Recording what modules of a stock model read and write, through hooks that are removed on exit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def record(model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> Iterator[dict[str, Tensor]]:
+    """Keep the last call's input or output of named modules.
+
+    Args:
+        inputs: module paths whose first argument is kept, under the key `path:in`.
+        outputs: module paths whose result is kept (the first item of a tuple), under `path:out`.
+
+    Yields: a dict that every forward pass fills anew.
+    """
+    kept: dict[str, Tensor] = {}
+    handles = []
+
+    def keep_input(path: str) -> None:
+        def hook(_module: nn.Module, args: tuple) -> None:
+            kept[f"{path}:in"] = args[0].detach()
+
+        handles.append(model.get_submodule(path).register_forward_pre_hook(hook))
+
+    def keep_output(path: str) -> None:
+        def hook(_module: nn.Module, _args: tuple, result: Tensor | tuple) -> None:
+            kept[f"{path}:out"] = (result[0] if isinstance(result, tuple) else result).detach()
+
+        handles.append(model.get_submodule(path).register_forward_hook(hook))
+
+    try:
+        for path in inputs:
+            keep_input(path)
+        for path in outputs:
+            keep_output(path)
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

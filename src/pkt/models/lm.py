@@ -1,0 +1,184 @@
+"""`LM`: a cheap handle on a decoder of the Hugging Face kind.
+
+Making one reads the config and safetensors headers. Weights are in memory only inside `with lm.loaded()`; single rows and
+columns come straight from the files (`lm.slices`). Everything a method takes from a source comes through this handle.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
+from pkt.models.checkpoint import Checkpoint, resolve
+from pkt.models.families import LINE_AXIS, Dims, Family, dims_of, family_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class LM:
+    """A handle on one model.
+
+    Args:
+        name: `nano/...`, a folder, or a name on the hub.
+        revision: branch, tag or commit on the hub.
+        device: `auto` (the first GPU if there is one, else the CPU), a torch device, or a device map of accelerate
+            (`balanced`, `sequential`, or `offload`: fill the GPU, then the CPU, then the disk).
+        dtype: of the weights in memory: `auto` (as stored), `float32`, `bfloat16` or `float16`.
+        memo: folder where located scores of this model are kept between runs, if any.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        memo: Path | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
+        self.name, self.revision, self.device, self.dtype, self.memo = str(name), revision, device, dtype, memo
+        self._model: PreTrainedModel | None = None
+        self._users = 0
+
+    def __repr__(self) -> str:
+        return f"LM({self.name!r})"
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers config."""
+        from transformers import AutoConfig
+
+        folder = resolve(self.name, self.revision, weights=False)
+        try:
+            return AutoConfig.from_pretrained(folder)
+        except (ValueError, KeyError) as e:
+            raise UnsupportedModelError(f"{self.name}: transformers cannot read its config: {str(e).splitlines()[0]}") from e
+
+    @cached_property
+    def family(self) -> Family:
+        """Where this architecture keeps its parts."""
+        return family_of(self.config, self.name)
+
+    @cached_property
+    def dims(self) -> Dims:
+        """Sizes."""
+        _ = self.family
+        return dims_of(self.config)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The weight files."""
+        return Checkpoint(resolve(self.name, self.revision))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The model's own tokenizer, padding on the left."""
+        from transformers import AutoTokenizer
+
+        folder = resolve(self.name, self.revision, weights=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        except (OSError, ValueError) as e:
+            raise UnsupportedModelError(f"{self.name}: no tokenizer could be read from {folder}: {str(e).splitlines()[0]}") from e
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @property
+    def digest(self) -> str:
+        """Hash of the weights."""
+        return self.checkpoint.digest
+
+    @property
+    def torch_device(self) -> str:
+        """The device on which inputs go and small computations run."""
+        import torch
+
+        if self.device in ("auto", "balanced", "sequential", "offload"):
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+    def slices(self, part: str, layer: int, index: list[int]) -> Tensor:
+        """Rows of `up` or `v`, columns of `down` or `o`, read from the files without loading the model.
+
+        Args:
+            index: rows of `up_proj` or `v_proj`, columns of `down_proj` or `o_proj`.
+
+        Returns: (len(index), width) float32, in the order of `index`.
+
+        Raises:
+            ShapeError: an index is outside the matrix.
+        """
+        tensor = f"{self.family.module(part, layer)}.weight"
+        size = self.checkpoint.shape(tensor)[LINE_AXIS[part]]
+        if index and not 0 <= min(index) <= max(index) < size:
+            raise ShapeError(f"{self.name}: {tensor} has {size} lines, asked for {min(index)} to {max(index)}")
+        return self.checkpoint.lines(tensor, index, LINE_AXIS[part])
+
+    def parameters(self) -> int:
+        """Number of stored parameters, from the headers."""
+        import math
+
+        return sum(math.prod(shape) for shape, _ in self.checkpoint.headers().values())
+
+    @contextmanager
+    def loaded(self) -> Iterator[PreTrainedModel]:
+        """The model in evaluation mode, no parameter trainable. Nested uses share it; the last one out releases it."""
+        if self._model is None:
+            self._model = self._load()
+        self._users += 1
+        try:
+            yield self._model
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._model = None
+
+    def _load(self) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
+
+        _ = self.family
+        start = time.perf_counter()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.checkpoint.folder,
+                dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                **self._placement(),
+            )
+        finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
+        wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
+        if wrong:
+            shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items())
+            raise UnsupportedModelError(f"{self.name}: its weight files do not fit its config ({shown})")
+        model.eval().requires_grad_(False)
+        log.info("loaded %s in %.1f s", self.name, time.perf_counter() - start)
+        return model
+
+    def _placement(self) -> dict[str, Any]:
+        if self.device in ("balanced", "sequential"):
+            return {"device_map": self.device}
+        if self.device == "offload":
+            return {"device_map": "auto", "offload_folder": str(Path(self.memo or ".") / "offload"), "offload_buffers": True}
+        return {"device_map": {"": self.torch_device}}

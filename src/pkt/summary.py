@@ -1,0 +1,168 @@
+"""What a run found, gathered from its folder: `summary.json` and the exported model's card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pkt.evaluate.statistics import summarise
+from pkt.files import write_json, write_text
+from pkt.inject.delta import Delta, Lines
+from pkt.models.checkpoint import file_digest, is_nano
+from pkt.models.lm import LM
+
+if TYPE_CHECKING:
+    from pkt.run import Run
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out."""
+    folder = run.folder
+    summary: dict[str, Any] = {
+        "name": run.recipe.name,
+        "task": run.task.name,
+        "method": run.method.name,
+        "source": _model(run.source),
+        "target": _model(run.target),
+        "scores": _scores(run),
+        "perplexity": _perplexity(run),
+        "history": [],
+        "delta": [],
+        "costs": [
+            {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]} for name, s in run.stages().items()
+        ],
+        "warnings": [],
+    }
+    if (folder / "delta.safetensors").is_file():
+        delta = Delta.load(folder / "delta.safetensors")
+        summary["history"] = delta.provenance.get("history", [])
+        if "layers" in delta.provenance:
+            summary["layers"] = delta.provenance["layers"]
+        summary["delta"] = _sizes(delta, run.target)
+        summary["warnings"] = _warnings(delta, run)
+    if (folder / "export.json").is_file():
+        summary["export"] = json.loads((folder / "export.json").read_text())
+    write_json(folder / "summary.json", summary)
+    if (folder / "model").is_dir():
+        write_text(folder / "model" / "README.md", card(run, summary))
+    return summary
+
+
+def _model(lm: LM) -> dict[str, Any]:
+    return {"name": lm.name, "parameters": lm.parameters(), "num_layers": lm.dims.layers, "width": lm.dims.width, "weights": lm.digest}
+
+
+def _scores(run: Run) -> list[dict[str, Any]]:
+    rows = summarise(run.scores())
+    if not is_nano(run.task.name):
+        return rows
+    from pkt.nano import world
+
+    tests = world.splits(run.task.name.removeprefix("nano/"))["test"]
+    scored = {line["id"] for line in run.scores()}
+    for row in rows:
+        asked = [r for r in tests if r["id"] in scored and row["tier"] in (r["tier"], "all")]
+        row["chance"] = world.best_guess(run.task.name.removeprefix("nano/"), asked)
+    return rows
+
+
+def _perplexity(run: Run) -> dict[str, Any] | None:
+    path = run.folder / "perplexity.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not any(found.values()):
+        return None
+    return found | {"text": run.recipe.evaluate.perplexity_text or "neutral sentences of the nano world"}
+
+
+def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
+    """Size of the change of every part, beside the target's weights in the same lines."""
+    rows = []
+    for (layer, part), change in delta.changes.items():
+        entries = change.entries().float()
+        if isinstance(change, Lines) and layer is not None:
+            weights = target.slices(part, layer, change.index.tolist())
+            lines = {"num_lines": len(change.index), "line_axis": "rows" if change.axis == 0 else "columns"}
+        else:
+            weights, lines = None, {"num_lines": len(entries), "line_axis": "rows"}
+        weight_norm = float(weights.norm()) if weights is not None else 0.0
+        rows.append(
+            {
+                "layer": layer,
+                "part": part,
+                **lines,
+                "delta_norm": float(entries.norm()),
+                "weight_norm": weight_norm,
+                "relative_rms": float(entries.norm()) / weight_norm if weight_norm else None,
+                "delta_max": float(entries.abs().max()),
+            }
+        )
+    return rows
+
+
+def _warnings(delta: Delta, run: Run) -> list[str]:
+    """What a reader should know before believing the scores."""
+    found = []
+    chosen = {key: c for key, c in delta.changes.items() if key[1] in ("o", "v") and isinstance(c, Lines)}
+    rows, columns = (sum(len(c.index) for (_, p), c in chosen.items() if p == part) for part in ("v", "o"))
+    if rows < columns:
+        found.append(
+            f"grouped key-value heads: {columns} attention neurons fall on {rows} rows of v_proj; changes of one row were averaged"
+        )
+    if delta.norm() == 0:
+        found.append("the delta is zero: the result is the target")
+    return found
+
+
+def card(run: Run, summary: dict[str, Any]) -> str:
+    """The model card: what this is, what differs from the base model, scores, recipe and hashes."""
+    recipe, delta = run.recipe, run.folder / "delta.safetensors"
+    lines = "\n".join(
+        f"| {row['arm']} | {row['tier']} | {row['score']:.3f} ± {row['standard_error']:.3f} | {row['num_items']} | {row['num_units']} |"
+        for row in summary["scores"]
+    )
+    kept = summary.get("export", {})
+    changed = sum(row["num_lines"] for row in summary["delta"])
+    base = recipe.target.name
+    return f"""---
+base_model: {base}
+license: {_licence(run.target)}
+library_name: transformers
+tags: [pkt, parametric-knowledge-transfer, {run.method.name}]
+---
+
+# {base} with parameters from {recipe.source.name}
+
+Made by `pkt` with the method `{run.method.name}` ({run.method.paper}) for the task `{run.task.name}`.
+Every tensor equals that of `{base}` but for {changed} rows and columns in {len(summary["delta"])} tensors, stored in
+{kept.get("dtype", "the target's dtype")}; {kept.get("kept_share", 1):.1%} of the changed entries survive its rounding (cosine {kept.get("kept_cosine", 1):.4f}).
+
+Without control arms these scores do not say whether the gain, if any, comes from the source.
+
+| model | tier | score ± one standard error | items | units |
+| --- | --- | --- | --- | --- |
+{lines}
+
+## Recipe
+
+```yaml
+{recipe.to_yaml().strip()}
+```
+
+## Hashes (SHA-256)
+
+- source weights: `{run.source.digest}`
+- target weights: `{run.target.digest}`
+- delta.safetensors: `{file_digest(delta) if delta.is_file() else "none"}`
+- exported weights: `{LM(run.folder / "model").digest}`
+"""
+
+
+def _licence(target: LM) -> str:
+    """The base model's licence as its own card states it, else `other`."""
+    path = Path(target.checkpoint.folder) / "README.md"
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip()
+    return "other"

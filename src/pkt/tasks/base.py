@@ -1,0 +1,75 @@
+"""What a task is: a format pointed at data in five splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from pkt.errors import DataError
+
+if TYPE_CHECKING:
+    from pkt.tasks.formats import Format
+
+SPLITS = ("extract", "align", "train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One item: what is asked, the right response, and how it is graded."""
+
+    id: str
+    prompt: str
+    """The user's text."""
+    response: str
+    """The assistant's text; it starts with the format's forced prefix, if the format has one."""
+    answer: str
+    """What grading compares with: a number, the right choice, or code."""
+    unit: str
+    """What the item asks about (a person, a good, a word, a subject): items of one unit are not independent."""
+    tier: str = ""
+    """Group of test items that is reported by itself (nano: known, located, aligned, new, skill)."""
+    choices: tuple[str, ...] = ()
+    """The texts that are ranked by likelihood; empty where the model generates."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A format pointed at a source of data. Splits are read when they are first asked for."""
+
+    name: str
+    format: Format
+    load: Callable[[str], list[Example]]
+    """Reads one split; raises DataError where the source does not have it."""
+    origin: str
+    """Where the data comes from, for provenance: `nano`, a folder, or a data set on the hub."""
+    _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
+
+    def split(self, name: str) -> list[Example]:
+        """The examples of one split, in the order of the source."""
+        if name not in SPLITS:
+            raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(SPLITS)}")
+        if name not in self._splits:
+            self._splits[name] = self.load(name)
+        return self._splits[name]
+
+    def check_disjoint(self, *names: str) -> None:
+        """Raise DataError if an example, judged by its prompt, stands in two of the splits `names`."""
+        seen: dict[str, tuple[str, str]] = {}
+        for name in names:
+            for example in self.split(name):
+                other, other_id = seen.get(example.prompt, (name, ""))
+                if other != name:
+                    raise DataError(
+                        f"{self.name}: splits {other} and {name} overlap: examples {other_id} and {example.id} have the "
+                        f"same prompt; remove one of them"
+                    )
+                seen[example.prompt] = (name, example.id)
+
+
+def fingerprint(examples: list[Example]) -> str:
+    """Hash of the content of examples, in order."""
+    text = json.dumps([asdict(e) for e in examples], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

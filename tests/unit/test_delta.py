@@ -1,0 +1,113 @@
+"""`Delta`: hooks equal weights, sums, scaling, files, and shapes that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pkt.errors import DataError, ShapeError
+from pkt.inject.apply import injected, write_
+from pkt.inject.delta import Delta, Dense, Lines, LowRank
+
+
+@pytest.fixture
+def delta(tiny_target) -> Delta:
+    d, gen = tiny_target.dims, torch.Generator().manual_seed(0)
+
+    def r(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=gen) * 0.1
+
+    return Delta(
+        {
+            (0, "up"): Lines(torch.tensor([5, 1, 50]), r(3, d.width), 0),
+            (0, "down"): Lines(torch.tensor([7, 0]), r(2, d.width), 1),
+            (1, "v"): Lines(torch.tensor([3]), r(1, d.width), 0),
+            (1, "o"): LowRank(r(2, d.attention), r(d.width, 2)),
+            (1, "gate"): Dense(r(d.ffn, d.width)),
+        },
+        {"seed": 0},
+    )
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+IDS = torch.arange(3, 23).view(2, 10)
+
+
+def test_hooks_equal_weights_and_leave_no_trace(tiny_target, delta):
+    with tiny_target.loaded() as model:
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        plain = logits(model, IDS)
+        with injected(model, delta):
+            hooked = logits(model, IDS)
+        assert torch.equal(logits(model, IDS), plain)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        write_(model, delta)
+        written = logits(model, IDS)
+    assert (hooked - plain).abs().max() > 0.1
+    torch.testing.assert_close(hooked, written, rtol=0, atol=2e-4)
+
+
+def test_hooks_are_removed_after_an_error(tiny_target, delta):
+    with tiny_target.loaded() as model:
+        plain = logits(model, IDS)
+        with pytest.raises(KeyError), injected(model, delta):
+            raise KeyError
+        assert torch.equal(logits(model, IDS), plain)
+
+
+def test_gradient_reaches_the_delta_and_no_weight(tiny_target, delta):
+    values = delta.changes[0, "down"].values.requires_grad_()
+    with tiny_target.loaded() as model, injected(model, delta):
+        model(IDS).logits.square().sum().backward()
+        assert all(p.grad is None for p in model.parameters())
+    assert values.grad is not None
+    assert values.grad.abs().sum() > 0
+
+
+def test_zero_delta_changes_nothing(tiny_target, delta):
+    with tiny_target.loaded() as model:
+        plain = logits(model, IDS)
+        with injected(model, delta * 0.0):
+            assert torch.equal(logits(model, IDS), plain)
+
+
+def test_sum_scale_and_norm(delta):
+    double = delta + delta
+    assert double.norm() == pytest.approx(2 * delta.norm(), rel=1e-5)
+    assert (delta * 3.0).norm() == pytest.approx(3 * delta.norm(), rel=1e-5)
+    other = Delta({(0, "up"): Lines(torch.tensor([0]), torch.zeros(1, 32), 0)})
+    with pytest.raises(ShapeError, match="different"):
+        delta + other
+
+
+def test_file_round_trip_is_exact_and_repeats(delta, tmp_path):
+    delta.save(tmp_path / "a.safetensors")
+    delta.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = Delta.load(tmp_path / "a.safetensors")
+    assert found.provenance == {"seed": 0}
+    assert found.changes.keys() == delta.changes.keys()
+    for key, change in delta.changes.items():
+        for name, tensor in change.tensors().items():
+            assert torch.equal(found.changes[key].tensors()[name], tensor)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o444 == 0o444
+
+
+def test_foreign_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no such delta"):
+        Delta.load(tmp_path / "none.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(DataError, match="not a safetensors file"):
+        Delta.load(tmp_path / "text.safetensors")
+
+
+def test_a_delta_that_does_not_fit_names_the_tensor(tiny_target):
+    wrong = Delta({(0, "up"): Lines(torch.tensor([999]), torch.zeros(1, 32), 0)})
+    with pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj"), tiny_target.loaded() as model, injected(model, wrong):
+        pass
+    with pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj\.weight"):
+        list(wrong.tensors(tiny_target))
