@@ -1,0 +1,98 @@
+"""From an example to token ids, in one of three prompt styles.
+
+Prompt and response are encoded together, so the ids are those that the model would see, and the response starts at the
+first token that holds one of its characters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pkt.errors import ConfigError, DataError, UnsupportedModelError
+from pkt.tasks.base import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STYLES = ("tulu", "chat_template", "plain")
+TRAILING = frozenset('. " ) , ] \n'.replace(" ", "") + " ")
+"""Characters that end an answer without carrying it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of prompt and response."""
+
+    ids: list[int]
+    response_start: int
+    """Index of the first token that holds a character of the response."""
+
+
+def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The prompt's text up to where the response starts.
+
+    Raises:
+        ConfigError: unknown style, or `chat_template` for a tokenizer without one.
+    """
+    if style == "tulu":
+        return f"<|user|>\n{example.prompt}\n<|assistant|>\n"
+    if style == "plain":
+        return f"{example.prompt}\n"
+    if style != "chat_template":
+        raise ConfigError(f"prompt style {style!r} is not known; expected one of {', '.join(STYLES)}")
+    if not tokenizer.chat_template:
+        raise ConfigError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt style tulu or plain")
+    messages = [{"role": "user", "content": example.prompt}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def adds_special_tokens(style: str) -> bool:
+    """Whether the tokenizer adds the beginning of sequence: a chat template's text already holds it."""
+    return style != "chat_template"
+
+
+def encode(example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None, *, eos: bool = False) -> Encoded:
+    """Token ids of prompt and response, encoded together.
+
+    Args:
+        max_length: longest allowed sequence.
+        eos: append the end of sequence, as part of the response.
+
+    Raises:
+        DataError: the sequence is too long, or the response has no token.
+        UnsupportedModelError: the tokenizer cannot say where a token's text is.
+    """
+    if not tokenizer.is_fast:
+        raise UnsupportedModelError(f"{tokenizer.name_or_path}: its tokenizer is not a fast one; convert it to a tokenizer.json")
+    prompt = render(example, style, tokenizer)
+    found = tokenizer(prompt + example.response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True)
+    ids = list(found["input_ids"])
+    in_response = [i for i, (start, end) in enumerate(found["offset_mapping"]) if end > len(prompt) and end > start]
+    if not in_response:
+        raise DataError(f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it")
+    if eos:
+        ids.append(tokenizer.eos_token_id)
+    if max_length is not None and len(ids) > max_length:
+        raise DataError(
+            f"example {example.id} has {len(ids)} tokens, but the context holds {max_length}; shorten or remove it"
+        )
+    return Encoded(ids, in_response[0])
+
+
+def strip_trailing(encoded: Encoded, tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
+    """The ids up to the answer's last token: trailing `. " space ) , ] newline` and special tokens are dropped.
+
+    Raises:
+        DataError: nothing of the response is left to score.
+    """
+    ids = list(encoded.ids)
+    while len(ids) > encoded.response_start:
+        text = tokenizer.decode([ids[-1]])
+        if ids[-1] not in tokenizer.all_special_ids and not set(text) <= TRAILING:
+            return ids
+        ids.pop()
+    raise DataError(
+        f"example {example.id}: its response {example.response!r} has no scorable token after trailing punctuation is dropped; "
+        f"remove it"
+    )
