@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STYLES = ("tulu", "chat_template", "plain")
-TRAILING = frozenset('. " ) , ] \n'.replace(" ", "") + " ")
+TRAILING = frozenset('. ")],\n')
 """Characters that end an answer without carrying it."""
 
 
@@ -72,6 +72,8 @@ def encode(example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max
     if not in_response:
         raise DataError(f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it")
     if eos:
+        if tokenizer.eos_token_id is None:
+            raise UnsupportedModelError(f"{tokenizer.name_or_path}: its tokenizer names no end of sequence, which training needs")
         ids.append(tokenizer.eos_token_id)
     if max_length is not None and len(ids) > max_length:
         raise DataError(

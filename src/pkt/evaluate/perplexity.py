@@ -1,0 +1,38 @@
+"""Perplexity of a model on a text: a guard against harm."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from pkt.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256) -> float:
+    """exp of the mean negative log-likelihood of a token, in float32.
+
+    Every token but the first is predicted once; all but those of the first window see at least `window - stride` tokens.
+
+    Raises:
+        DataError: the text has fewer than two tokens.
+    """
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise DataError(f"perplexity: the text has {len(ids)} tokens, at least 2 are needed; give a longer text")
+    device = model.get_input_embeddings().weight.device
+    total, done = 0.0, 1
+    while done < len(ids):
+        end = min(max(done + stride, window), len(ids))
+        start = max(0, end - window)
+        chunk = torch.tensor([ids[start:end]], device=device)
+        logits = model(chunk, use_cache=False).logits[0, done - 1 - start : -1].float()
+        total += float(functional.cross_entropy(logits, chunk[0, done - start :].to(logits.device), reduction="sum"))
+        done = end
+    return math.exp(total / (len(ids) - 1))

@@ -1,0 +1,48 @@
+"""Accuracy with a standard error that knows which items belong together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def mean_and_error(scores: Sequence[float], units: Sequence[str]) -> tuple[float, float]:
+    """Mean and its standard error, clustered by unit.
+
+    With residuals e summed within each of G units, SE = sqrt(G / (G - 1) * sum_g (sum e)^2) / n. With one item in every
+    unit this is the ordinary standard error of a mean. One unit alone has no error that could be known: NaN.
+    """
+    values = np.asarray(scores, dtype=float)
+    sums: dict[str, float] = defaultdict(float)
+    for unit, residual in zip(units, values - values.mean(), strict=True):
+        sums[unit] += residual
+    groups = len(sums)
+    if groups < 2:
+        return float(values.mean()), float("nan")
+    return float(values.mean()), float(np.sqrt(groups / (groups - 1) * sum(s * s for s in sums.values())) / len(values))
+
+
+def summarise(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Score lines to one row per arm and tier, and `all`, in the order in which they first appear."""
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        for tier in (line["tier"], "all") if line["tier"] else ("all",):
+            grouped.setdefault((line["arm"], tier), []).append(line)
+    rows = []
+    for (arm, tier), items in sorted(grouped.items(), key=lambda kv: kv[0][1] == "all"):
+        mean, error = mean_and_error([line["score"] for line in items], [line["unit"] for line in items])
+        rows.append(
+            {
+                "arm": arm,
+                "tier": tier,
+                "score": mean,
+                "standard_error": None if np.isnan(error) else error,
+                "num_items": len(items),
+                "num_units": len({line["unit"] for line in items}),
+                "seeds": len({line["seed"] for line in items}),
+            }
+        )
+    return rows

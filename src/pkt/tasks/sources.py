@@ -1,0 +1,150 @@
+"""Where a task's examples come from: the embedded nano world, a folder, or the hub.
+
+A folder has the layout `splits/TASK/{extract,align,train}.jsonl` and `test/TASK/test.jsonl` (or `.jsonl.gz`). It has no
+valid split of its own: the last tenth of `train` is `valid`, and no part of `train`. The hub's data sets are dealt the
+same way: extract 20, align 80, valid 100 and train 1,000 rows of the public training data, in an order that is fixed.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pkt.errors import ConfigError, DataError
+from pkt.registry import nearest
+from pkt.tasks.base import Example, Task
+from pkt.tasks.formats import FORMATS, LETTERS, Format
+from pkt.tasks.jsonl import read_jsonl
+
+log = logging.getLogger(__name__)
+
+NANO_TOKENS = 32
+"""Nano answers are at most this long."""
+DEALT = {"extract": 20, "align": 80, "valid": 100, "train": 1000}
+HUB = {
+    "gsm8k": ("openai/gsm8k", "main", "train", "test"),
+    "mmlu": ("cais/mmlu", "all", "auxiliary_train", "test"),
+    "humaneval": ("openai/openai_humaneval", None, None, "test"),
+    "mbpp": ("google-research-datasets/mbpp", "full", "train", "test"),
+}
+"""Data set, configuration, split to deal from, test split."""
+
+TASKS = {
+    "nano/mmlu": "people's cities, jobs and pets, 16 answers ranked by likelihood (embedded)",
+    "nano/gsm8k": "what some invented goods cost together (embedded)",
+    "nano/humaneval": "a function for an invented verb, from its docstring (embedded)",
+    "nano/mbpp": "a function for an invented verb, from its description (embedded)",
+    "mmlu": "57 subjects, four choices (hub, or a folder with --set task.data=DIR)",
+    "gsm8k": "grade-school word problems (hub or folder)",
+    "humaneval": "Python functions from docstrings (hub or folder; generated code is not graded yet)",
+    "mbpp": "Python functions from descriptions (hub or folder; generated code is not graded yet)",
+}
+
+
+def task(name: str, data: str | Path | None = None) -> Task:
+    """A task by name.
+
+    Args:
+        data: folder for a bare name; None means the hub.
+
+    Raises:
+        ConfigError: no such task, or data for an embedded one.
+        DataError: no such folder.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; {nearest(name, list(TASKS))}")
+    if name.startswith("nano/"):
+        if data is not None:
+            raise ConfigError(f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data")
+        form = replace(FORMATS[name.removeprefix("nano/")], max_new_tokens=NANO_TOKENS, stop=())
+        return Task(name, form, lambda split: _nano(form, split), "nano")
+    form = FORMATS[name]
+    if data is None:
+        return Task(name, form, _Dealt(form).split, f"hub {HUB[name][0]}")
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"task.data: no folder {folder}; expected splits/{name}/ and test/{name}/ in it")
+    return Task(name, form, lambda split: _folder(form, folder, split), str(folder))
+
+
+def _nano(form: Format, split: str) -> list[Example]:
+    from pkt.nano import world
+
+    return [form.from_messages(row, row["id"]) for row in world.splits(form.name)[split]]
+
+
+def _folder(form: Format, folder: Path, split: str) -> list[Example]:
+    if split == "test":
+        place = folder / "test" / form.name
+        path = next((p for p in (place / "test.jsonl", place / "test.jsonl.gz") if p.is_file()), place / "test.jsonl")
+        return _examples(path, form.from_test)
+    place = folder / "splits" / form.name
+    if split not in ("train", "valid") or (place / f"{split}.jsonl").is_file() and split == "valid":
+        return _examples(place / f"{split}.jsonl", form.from_messages)
+    rows = _examples(place / "train.jsonl", form.from_messages)
+    if (place / "valid.jsonl").is_file():
+        return rows
+    cut = len(rows) - len(rows) // 10
+    return rows[:cut] if split == "train" else rows[cut:]
+
+
+def _examples(path: Path, read: Callable[[dict[str, Any], str], Example]) -> list[Example]:
+    rows = read_jsonl(path)
+    if not rows:
+        raise DataError(f"{path}: empty file; expected one JSON object per line")
+    found = []
+    for where, row in rows:
+        short = f"{path.parent.name}/{where.rsplit('/', 1)[-1]}"
+        try:
+            example = read(row, short)
+        except DataError as e:
+            raise DataError(str(e).replace(short, where, 1)) from None
+        if _is_corrupt(example):
+            log.warning("%s (%s) dropped: a choice reads `nan`, lost when the data was made", where, example.id)
+            continue
+        found.append(example)
+    return found
+
+
+def _is_corrupt(example: Example) -> bool:
+    """A multiple-choice row one of whose choices was read as a missing value."""
+    return example.choices == LETTERS and any(f"\n{letter}. nan\n" in example.prompt for letter in LETTERS)
+
+
+class _Dealt:
+    """The splits of a public data set: test as published, the others dealt from its training data."""
+
+    def __init__(self, form: Format) -> None:
+        self.form = form
+
+    def split(self, name: str) -> list[Example]:
+        path, config, train, test = HUB[self.form.name]
+        if name == "test":
+            return self._read(test)
+        if train is None:
+            raise DataError(f"{self.form.name}: {path} has a test split only; give a folder with --set task.data=DIR for split {name}")
+        rows = self._read(train)
+        random.Random(f"{path} {config}").shuffle(rows)
+        start = 0
+        for split, count in DEALT.items():
+            if split == name:
+                return rows[start : start + count]
+            start += count
+        raise AssertionError(name)
+
+    def _read(self, split: str) -> list[Example]:
+        import datasets
+
+        path, config, *_ = HUB[self.form.name]
+        try:
+            rows = datasets.load_dataset(path, config, split=split)
+        except (OSError, ValueError, RuntimeError) as e:
+            raise DataError(
+                f"{self.form.name}: data set {path} could not be read from the hub ({type(e).__name__}); "
+                f"give a folder with --set task.data=DIR"
+            ) from e
+        return [self.form.from_test(dict(row), f"{path}/{split}/{i}") for i, row in enumerate(rows)]
