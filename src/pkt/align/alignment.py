@@ -129,16 +129,16 @@ def align(
         slices_of: step -> slices (L, K, Ds) by part; place: changes (L, K, Dt) by part, step -> delta.
         gen: draws the align examples.
 
-    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr, seconds.
+    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr.
 
     Raises:
         TrainingError: the loss of an example is NaN or infinite.
     """
     optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
-    history = []
+    history: list[dict[str, float]] = []
+    start = time.perf_counter()
     with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing):
         for step in track(range(options.steps), "alignment"):
-            start = time.perf_counter()
             lr, beta1 = options.schedule.at(step)
             for group in optimizer.param_groups:
                 group["lr"], group["betas"] = lr, (beta1, options.beta2)
@@ -167,10 +167,9 @@ def align(
                     "cross_entropy": entropy,
                     "penalty": float(norm.detach()),
                     "lr": lr,
-                    "seconds": time.perf_counter() - start,
                 }
             )
-    log.info("aligned in %d steps, %.1f s", options.steps, sum(h["seconds"] for h in history))
+    log.info("aligned in %d steps, %.1f s", options.steps, time.perf_counter() - start)
     return history
 
 

@@ -24,7 +24,9 @@ from pkt.errors import DataError, ShapeError
 from pkt.files import save_tensors
 from pkt.models.lm import LM
 
-FORMAT = "pkt delta 1"
+FORMAT = "delta 1"
+HEADER = "pkt"
+"""One key holds the whole header: safetensors writes several keys in an order that changes from run to run."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,7 @@ class Delta:
             for (layer, part), change in self.changes.items()
             for name, t in change.tensors().items()
         }
-        header = {"format": FORMAT, "provenance": json.dumps(self.provenance, sort_keys=True)}
-        save_tensors(path, tensors, header)
+        save_tensors(path, tensors, {HEADER: json.dumps({"format": FORMAT, "provenance": self.provenance}, sort_keys=True)})
 
     @staticmethod
     def load(path: Path) -> Delta:
@@ -210,7 +211,7 @@ class Delta:
             raise DataError(f"{path}: no such delta; run the align stage first, or give a delta.safetensors")
         try:
             with safe_open(path, "pt") as f:
-                header = f.metadata() or {}
+                header = json.loads((f.metadata() or {}).get(HEADER, "{}"))
                 if header.get("format") != FORMAT:
                     raise DataError(f"{path}: not a delta of this package (format {header.get('format')!r}, expected {FORMAT!r})")
                 parts: dict[Key, dict[str, Tensor]] = {}
@@ -220,7 +221,7 @@ class Delta:
         except SafetensorError as e:
             raise DataError(f"{path}: not a safetensors file ({e})") from e
         ordered = sorted(parts.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0, item[0][1]))
-        return Delta({key: _change(t) for key, t in ordered}, json.loads(header["provenance"]))
+        return Delta({key: _change(t) for key, t in ordered}, header["provenance"])
 
 
 def _change(tensors: dict[str, Tensor]) -> Change:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 LETTERS = ("A", "B", "C", "D")
 CODE_PREFIX = "Here is the completed function:\n\n\n```python\n"
-NUMBER = re.compile(r"-?(?:\d*\.\d+|\d+)")
+NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d*\.\d+|\d+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,22 @@ class Format:
         if roles != ["user", "assistant"]:
             raise DataError(f"{where}: field messages has roles {roles}, expected ['user', 'assistant']")
         user, response = (field(m, "content", str, where) for m in messages)
-        name = row.get("id", where)
-        choices = tuple(row.get("choices", LETTERS if self.ranks else ()))
+        if "tier" not in row:  # the published rows; the nano world's texts stand as the models learnt them
+            user, response = user.strip(), response.strip()
+        name = _optional(row, "id", str, where, where)
+        choices = tuple(_optional(row, "choices", list, where, LETTERS if self.ranks else ()))
+        answer = _optional(row, "answer", str, where, None)
+        answer = self.answer_of(response) if answer is None else answer
+        if not answer or (self.ranks and answer not in choices):
+            expected = f"one of {', '.join(map(str, choices))}" if self.ranks else f"{self.prefix!r} and an answer"
+            raise DataError(f"{where}: field messages: no answer in the assistant's {response[-60:]!r}; expected {expected}")
         return Example(
-            id=str(name),
-            prompt=user.strip() if "tier" not in row else user,
-            response=response.strip() if "tier" not in row else response,
-            answer=str(row["answer"]) if "answer" in row else self.answer_of(response),
-            unit=str(row.get("unit", row.get("category", name))),
-            tier=str(row.get("tier", "")),
+            id=name,
+            prompt=user,
+            response=response,
+            answer=answer,
+            unit=_optional(row, "unit", str, where, _optional(row, "category", str, where, name)),
+            tier=_optional(row, "tier", str, where, ""),
             choices=choices,
         )
 
@@ -78,16 +85,19 @@ def field(row: Row, name: str, kind: type, where: str) -> Any:
     return row[name]
 
 
+def _optional(row: Row, name: str, kind: type, where: str, default: Any) -> Any:
+    return field(row, name, kind, where) if name in row else default
+
+
 def numbers(text: str) -> list[str]:
-    """All numbers in a text, thousands commas dropped. A minus sign counts where no digit stands before it."""
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    return [m.group().lstrip("-") if m.start() and text[m.start() - 1].isdigit() else m.group() for m in NUMBER.finditer(text)]
+    """All numbers in a text, thousands commas dropped. A minus sign counts where no letter or digit stands before it."""
+    return NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", text))
 
 
 def same_number(found: str, gold: str) -> bool:
     """Whether two texts are the same number: 18.00 is 18."""
     try:
-        return Decimal(found) == Decimal(gold.replace(",", ""))
+        return Decimal(found) == Decimal(gold)
     except InvalidOperation:
         return False
 
@@ -127,6 +137,8 @@ def _gsm8k_test(row: Row, where: str) -> Example:
     if not mark:
         raise DataError(f"{where}: field answer has no '#### number'")
     answer = answer.strip().replace(",", "")
+    if numbers(answer) != [answer]:
+        raise DataError(f"{where}: field answer ends in {answer!r}, expected a number after '####'")
     reasoning = re.sub(r"<<.*?>>", "", reasoning).strip().replace("\n", " ")
     prompt = f"Answer the following question.\n\nQuestion: {question.strip()}"
     return Example(id=where, prompt=prompt, response=f"Answer: {reasoning} So the answer is {answer}.", answer=answer, unit=where)
@@ -139,8 +151,8 @@ def _mmlu_answer(response: str) -> str:
 def _mmlu_test(row: Row, where: str) -> Example:
     subject, question, choices = (field(row, *f, where) for f in (("subject", str), ("question", str), ("choices", list)))
     answer = field(row, "answer", int, where)
-    if len(choices) != 4 or not 0 <= answer < 4:
-        raise DataError(f"{where}: {len(choices)} choices and answer {answer}, expected 4 choices and an answer of 0 to 3")
+    if len(choices) != 4 or not all(isinstance(c, str) for c in choices) or not 0 <= answer < 4:
+        raise DataError(f"{where}: {len(choices)} choices and answer {answer}, expected 4 texts and an answer of 0 to 3")
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
     head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
     return Example(

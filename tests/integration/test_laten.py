@@ -1,0 +1,154 @@
+"""LaTen as a method: shapes, counts, determinism, both models unchanged, the loss it minimises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pkt.align.alignment import encode_all, example_losses
+from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
+from pkt.extract.neurons import num_chosen
+from pkt.methods.laten import LatenConfig, laten
+from pkt.models.families import KINDS
+from pkt.tasks.base import Example, Task
+from pkt.tasks.formats import FORMATS
+
+
+def examples(split: str, count: int) -> list[Example]:
+    return [
+        Example(f"{split}{i}", f"How much are {i} {split}?", f"Answer: So the answer is {i * 7}.", str(i * 7), f"{split}{i}")
+        for i in range(1, count + 1)
+    ]
+
+
+def make_task(extract=3, align=5, test=2) -> Task:
+    splits = {"extract": examples("flurbs", extract), "align": examples("zorps", align), "test": examples("blicks", test)}
+    return Task("tiny", FORMATS["gsm8k"], lambda name: splits[name], "test")
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+TUNED = {"init": "fan_in", "lr": 1e-2, "norm_weight": 1.0, "steps": 4, "schedule_steps": 4}
+
+
+def transfer(source, target, task=None, seed=0, **options):
+    return laten(source, target, task or make_task(), LatenConfig(**{**TUNED, **options}), gen(seed), style="plain")
+
+
+@pytest.mark.parametrize("families", [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "llama"), ("mistral", "qwen3")])
+def test_delta_fits_and_both_models_are_unchanged(make_lm, families):
+    source, target = make_lm(families[0], "source"), make_lm(families[1], "target")
+    digests = source.digest, target.digest
+    with target.loaded() as model, source.loaded() as large:
+        before = {k: v.clone() for m in (model, large) for k, v in m.state_dict(prefix=str(id(m))).items()}
+        delta = transfer(source, target)
+        after = {k: v for m in (model, large) for k, v in m.state_dict(prefix=str(id(m))).items()}
+        assert all(torch.equal(v, before[k]) for k, v in after.items())
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+        assert not model.training
+    for lm, digest in zip((source, target), digests, strict=True):
+        del lm.checkpoint.__dict__["digest"]
+        assert lm.digest == digest
+    assert len(list(delta.tensors(target))) == 4 * target.dims.layers
+    assert delta.norm() > 0
+    losses = [h["cross_entropy"] for h in delta.provenance["history"]]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 1.0])
+def test_transfer_rate_gives_the_number_of_lines(tiny_source, tiny_target, rate):
+    delta = transfer(tiny_source, tiny_target, transfer_rate=rate, steps=1)
+    dims = tiny_target.dims
+    num = {kind: num_chosen(dims.neurons(kind), rate, kind) for kind in KINDS}
+    for layer in range(dims.layers):
+        assert len(delta.changes[layer, "up"].index) == len(delta.changes[layer, "down"].index) == num["ffn"]
+        columns = delta.changes[layer, "o"].index
+        assert len(columns) == num["attention"]
+        assert set(delta.changes[layer, "v"].index.tolist()) == {dims.v_row(j) for j in columns.tolist()}
+
+
+def test_rate_at_injection_may_differ(tiny_source, tiny_target):
+    small, large = (transfer(tiny_source, tiny_target, injection_rate=r) for r in (0.1, 0.5))
+    assert len(small.changes[0, "up"].index) == 5
+    assert len(large.changes[0, "up"].index) == 28
+    shared = torch.isin(large.changes[0, "up"].index, small.changes[0, "up"].index)
+    torch.testing.assert_close(large.changes[0, "up"].values[shared], small.changes[0, "up"].values, rtol=1e-4, atol=1e-6)
+
+
+def test_same_seed_same_bytes(tiny_source, tiny_target, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        transfer(tiny_source, tiny_target, seed=seed).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_micro_batches_and_checkpointing_do_not_change_the_step(tiny_source, tiny_target):
+    whole = transfer(tiny_source, tiny_target)
+    for options in ({"micro_batch": 1}, {"micro_batch": 4}, {"gradient_checkpointing": True}):
+        other = transfer(tiny_source, tiny_target, **options)
+        for key, change in whole.changes.items():
+            torch.testing.assert_close(other.changes[key].values, change.values, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("extract", "align"), [(1, 1), (1, 20), (3, 2)])
+def test_any_number_of_examples(tiny_source, tiny_target, extract, align):
+    delta = transfer(tiny_source, tiny_target, make_task(extract, align), schedule_steps=None, steps=5)
+    assert len(delta.provenance["history"]) == 5
+
+
+def test_per_example_locates_anew_at_every_step(tiny_source, tiny_target):
+    summed, each = transfer(tiny_source, tiny_target), transfer(tiny_source, tiny_target, locate="per_example")
+    assert any(not torch.equal(summed.changes[k].index, each.changes[k].index) for k in summed.changes)
+
+
+def test_published_values_start_from_almost_nothing(tiny_source, tiny_target):
+    delta = laten(tiny_source, tiny_target, make_task(), LatenConfig(steps=1), gen(), style="plain")
+    assert 0 < delta.norm() < 1e-2
+
+
+def test_loss_is_the_mean_over_examples_of_the_mean_over_response_tokens(tiny_target):
+    task = make_task()
+    for prompt_too in (False, True):
+        batch = encode_all(task.split("align"), "plain", tiny_target, loss_on_prompt=prompt_too)
+        with tiny_target.loaded() as model, torch.no_grad():
+            got = example_losses(model, tiny_target, batch)
+            for encoded, example, loss in zip(batch, task.split("align"), got, strict=True):
+                prompt = tiny_target.tokenizer(example.prompt + "\n")["input_ids"]
+                ids = tiny_target.tokenizer(example.prompt + "\n" + example.response)["input_ids"] + [tiny_target.tokenizer.eos_token_id]
+                assert encoded.ids == ids
+                logits = model(torch.tensor([ids])).logits[0, :-1]
+                start = 1 if prompt_too else len(prompt)
+                want = functional.cross_entropy(logits[start - 1 :], torch.tensor(ids[start:]))
+                assert float(loss) == pytest.approx(float(want), rel=1e-4)
+
+
+def test_no_gradient_and_no_dense_delta_is_kept_on_the_target(tiny_source, tiny_target):
+    with tiny_target.loaded() as model:
+        transfer(tiny_source, tiny_target)
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_diverging_run_stops_with_step_and_example(tiny_source, tiny_target):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss of example .*(flurbs|zorps).* is not finite"):
+        transfer(tiny_source, tiny_target, lr=1e30, norm_weight=0.0, steps=8, schedule_steps=8)
+
+
+def test_pairs_that_lack_something_are_refused(tiny_source, tiny_target):
+    with pytest.raises(UnsupportedModelError, match="has 2 layers, but the target has 3"):
+        transfer(tiny_target, tiny_source)
+    with pytest.raises(ConfigError, match="selects no attention neuron"):
+        transfer(tiny_source, tiny_target, transfer_rate=0.02)
+    with pytest.raises(ConfigError, match="steps is 4, but method.schedule_steps ends the schedule at 2"):
+        transfer(tiny_source, tiny_target, schedule_steps=2)
+    with pytest.raises(DataError, match="at least one align example"):
+        transfer(tiny_source, tiny_target, make_task(align=0))
+
+
+def test_overlapping_splits_are_refused(tiny_source, tiny_target):
+    shared = examples("flurbs", 2)
+    task = Task("tiny", FORMATS["gsm8k"], lambda name: shared if name != "test" else examples("blicks", 1), "test")
+    with pytest.raises(DataError, match="splits extract and align overlap: examples flurbs1 and flurbs1"):
+        transfer(tiny_source, tiny_target, task)
