@@ -16,8 +16,20 @@ from pkt.models.lm import LM
 from pkt.nano.train import build_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SOURCE = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2}
-TARGET = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SOURCE = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+TARGET = {
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +73,9 @@ def make_lm(tmp_path_factory, tokenizer):
         key = (family, role, *sorted(more.items()))
         if key not in made:
             sizes = SOURCE if role == "source" else TARGET
-            made[key] = make_model(tmp_path_factory.mktemp(f"{family}-{role}"), tokenizer, family, sizes, len(made), **more)
+            made[key] = make_model(
+                tmp_path_factory.mktemp(f"{family}-{role}"), tokenizer, family, sizes, len(made), **more
+            )
         return LM(made[key], device="cpu")
 
     return make

@@ -1,0 +1,38 @@
+"""Cross-scale parametric knowledge transfer between language models.
+
+    import pkt
+    source, target = pkt.LM("nano/source"), pkt.LM("nano/target")
+    task = pkt.task("nano/mmlu")
+    delta = pkt.transfer("laten", source, target, task, style="plain", seed=0, transfer_rate=0.1, steps=8)
+    pkt.export(delta, target, "out")
+
+Importing this package loads no torch: names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "LM": "pkt.models.lm:LM",
+    "Delta": "pkt.inject.delta:Delta",
+    "task": "pkt.tasks.sources:task",
+    "transfer": "pkt.api:transfer",
+    "injected": "pkt.api:injected",
+    "export": "pkt.api:export",
+    "evaluate": "pkt.api:evaluate",
+    "PktError": "pkt.errors:PktError",
+}
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'pkt' has no attribute {name!r}")
+    module, _, attribute = _NAMES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(_NAMES)

@@ -30,11 +30,19 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-RecipeArg = Annotated[str, typer.Argument(help="a YAML file, or the name of a shipped recipe (see `pkt tasks --recipes`)", metavar="RECIPE")]
+RecipeArg = Annotated[
+    str,
+    typer.Argument(help="a YAML file, or the name of a shipped recipe (see `pkt tasks --recipes`)", metavar="RECIPE"),
+]
 Folder = Annotated[Path, typer.Argument(help="a run folder", metavar="DIR")]
 Out = Annotated[Path, typer.Option("--out", help="run folder; an interrupted run in it continues")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key, e.g. method.steps=8; repeatable")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, balanced, sequential, or offload (GPU, then CPU, then disk)")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key, e.g. method.steps=8; repeatable"),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, balanced, sequential, or offload (GPU, then CPU, then disk)")
+]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
 
 
@@ -44,7 +52,11 @@ def _setup(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress messages")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_level=False)])
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_path=False, show_level=False)],
+    )
     logging.getLogger("pkt").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -69,7 +81,9 @@ def _resume(folder: Path, device: str, batch_size: int = 64) -> Run:
 
 
 @app.command()
-def demo(out_: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"), device: Device = "auto") -> None:
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"), device: Device = "auto"
+) -> None:
     """Transfer from the embedded larger model to the smaller one, score both and the result, write a report."""
     from pkt.config import load_recipe
     from pkt.run import execute
@@ -127,14 +141,19 @@ def align(folder: Folder, device: Device = "auto") -> None:
     """Stage 2: train the method's delta."""
     made = _resume(folder, device)
     delta = made.align()
-    out.print(f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}", highlight=False)
+    out.print(
+        f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}",
+        highlight=False,
+    )
 
 
 @app.command()
 def inject(folder: Folder, device: Device = "auto") -> None:
     """Stage 3: export the target with the delta as an ordinary checkpoint."""
     model = _resume(folder, device).inject()
-    out.print(f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}", highlight=False)
+    out.print(
+        f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}", highlight=False
+    )
 
 
 @app.command()
@@ -161,7 +180,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method: print its
     from pkt.methods import METHODS
 
     if name is None:
-        out.print(_table([{"method": n, "kind": m.kind, "paper": m.paper, "what it does": m.summary} for n, m in _all(METHODS)]))
+        out.print(
+            _table(
+                [{"method": n, "kind": m.kind, "paper": m.paper, "what it does": m.summary} for n, m in _all(METHODS)]
+            )
+        )
         return
     method = METHODS.get(name)
     out.print(f"[bold]{name}[/bold] ({method.kind}, {method.paper}): {method.summary}", highlight=False)
@@ -187,7 +210,7 @@ def tasks(
         out.print(_table([{"task": n, "what": what} for n, what in TASKS.items()]))
         return
     found = task(name, data)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for split in ("extract", "align", "train", "valid", "test"):
         try:
             examples = found.split(split)
@@ -219,10 +242,24 @@ def _option_rows(config: Any, prefix: str = "") -> list[dict[str, Any]]:
             rows += _option_rows(field.annotation, f"{prefix}{name}.")
             continue
         bounds = " ".join(
-            f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")) if hasattr(m, key)
+            f"{sign} {getattr(m, key)}"
+            for m in field.metadata
+            for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+            if hasattr(m, key)
         )
-        kind = str(field.annotation).replace("typing.", "") if "[" in str(field.annotation) or "|" in str(field.annotation) else field.annotation.__name__
-        rows.append({"option": prefix + name, "type": f"{kind} {bounds}".strip(), "default": repr(field.default), "meaning": field.description or ""})
+        kind = (
+            str(field.annotation).replace("typing.", "")
+            if "[" in str(field.annotation) or "|" in str(field.annotation)
+            else field.annotation.__name__
+        )
+        rows.append(
+            {
+                "option": prefix + name,
+                "type": f"{kind} {bounds}".strip(),
+                "default": repr(field.default),
+                "meaning": field.description or "",
+            }
+        )
     return rows
 
 
@@ -251,7 +288,9 @@ def _show(folder: Path) -> None:
     out.print(rich_table(summary))
     for warning in summary["warnings"]:
         out.print(f"note: {warning}", highlight=False)
-    out.print(f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True)
+    out.print(
+        f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True
+    )
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ class TaskSection(Section):
 
     name: str = Field(description="`nano/mmlu`, `gsm8k`, ...: see `pkt tasks`")
     data: str | None = Field(None, description="folder with the task's data; null means the embedded world or the hub")
-    prompt_style: Literal["tulu", "chat_template", "plain"] = Field("tulu", description="how prompt and response are joined")
+    prompt_style: Literal["tulu", "chat_template", "plain"] = Field(
+        "tulu", description="how prompt and response are joined"
+    )
 
 
 class EvaluateSection(Section):
@@ -42,9 +44,12 @@ class EvaluateSection(Section):
 
     limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
     perplexity_text: str | None = Field(
-        None, description="text file for the perplexity guard; null means the embedded text for nano tasks and no guard elsewhere"
+        None,
+        description="text file for the perplexity guard; null means the embedded text for nano tasks and no guard elsewhere",
     )
-    arms: list[Literal["target", "source", "result"]] = Field(["target", "source", "result"], description="models to score")
+    arms: list[Literal["target", "source", "result"]] = Field(
+        ["target", "source", "result"], description="models to score"
+    )
 
 
 class ExportSection(Section):
@@ -67,7 +72,9 @@ class Recipe(Section):
     method: dict[str, Any] = Field(description="`name` and the method's own options: see `pkt methods NAME`")
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of both models in memory; `auto` as stored")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of both models in memory; `auto` as stored"
+    )
     seed: int = Field(0, ge=0, description="of every random draw")
 
     @field_validator("source", "target", mode="before")
@@ -190,8 +197,6 @@ def validate(cls: type[M], data: Any, where: str, prefix: str = "") -> M:
             raise ConfigError(f"{where}: missing key {key!r}; add it") from None
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         raise ConfigError(f"{where}: {key}: found {found!r}; {message}") from None
-
-
 
 
 def _keys(cls: type[BaseModel], path: list[str]) -> list[str]:

@@ -85,8 +85,14 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     for role, lm in (("source", source), ("target", target)):
         d = lm.dims
         neurons = d.layers * (d.ffn + d.attention)
-        flop = 2.0 * neurons * d.width * d.vocab + 12.0 * extract * neurons * d.vocab + 2.0 * extract * lm.parameters() * lengths["extract"]
-        rows.append(_row(f"locate in the {role}", flop, _weights(run, lm) + (getattr(options, "memory_mib", 0) << 20), speed))
+        flop = (
+            2.0 * neurons * d.width * d.vocab
+            + 12.0 * extract * neurons * d.vocab
+            + 2.0 * extract * lm.parameters() * lengths["extract"]
+        )
+        rows.append(
+            _row(f"locate in the {role}", flop, _weights(run, lm) + (getattr(options, "memory_mib", 0) << 20), speed)
+        )
     if lines:
         d, hidden = target.dims, options.hidden or source.dims.width
         entries = d.layers * sum(lines.values())
@@ -96,14 +102,23 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         step = 6.0 * entries * hidden * (source.dims.width + d.width) / 1 + 4.0 * target.parameters() * tokens
         widest = options.micro_batch * lengths["align"] * d.layers * (8 * d.width + 3 * d.ffn) * 4
         activations = widest / (d.layers if options.gradient_checkpointing else 1)
-        memory = _weights(run, target) + 16 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width) + activations
+        memory = (
+            _weights(run, target) + 16 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width) + activations
+        )
         rows.append(_row(f"align, {options.steps} steps", step * options.steps, memory, speed))
     items = len(run.task.split("test"))
     items = min(items, (run.recipe.evaluate.limit or items) * max(1, len({e.tier for e in run.task.split("test")})))
     new = 1 if run.task.format.ranks else run.task.format.max_new_tokens
     for arm in run.recipe.evaluate.arms:
         lm = source if arm == "source" else target
-        rows.append(_row(f"evaluate {arm}, {items} items", 2.0 * lm.parameters() * items * (lengths["test"] + new), _weights(run, lm), speed))
+        rows.append(
+            _row(
+                f"evaluate {arm}, {items} items",
+                2.0 * lm.parameters() * items * (lengths["test"] + new),
+                _weights(run, lm),
+                speed,
+            )
+        )
     notes = [
         f"Time: floating-point operations over {speed / 1e9:,.0f} GFLOP/s, measured now with one matrix product; expect a factor of "
         f"2 either way, more for small models.",
@@ -114,7 +129,12 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
 
 
 def _row(stage: str, flop: float, memory: float, speed: float) -> dict[str, Any]:
-    return {"stage": stage, "TFLOP": f"{flop / 1e12:,.3g}", "time": _duration(flop / speed), "memory": f"{memory / 2**30:,.2f} GiB"}
+    return {
+        "stage": stage,
+        "TFLOP": f"{flop / 1e12:,.3g}",
+        "time": _duration(flop / speed),
+        "memory": f"{memory / 2**30:,.2f} GiB",
+    }
 
 
 def _duration(seconds: float) -> str:

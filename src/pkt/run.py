@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ class Run:
 
         path = folder / "recipe.yaml"
         if not path.is_file():
-            raise DataError(f"{folder}: no recipe.yaml in it; start with `pkt run` or `pkt locate RECIPE --out {folder}`")
+            raise DataError(
+                f"{folder}: no recipe.yaml in it; start with `pkt run` or `pkt locate RECIPE --out {folder}`"
+            )
         return Run(validate(Recipe, read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), folder, machine)
 
     def _check_folder(self) -> None:
@@ -114,7 +116,9 @@ class Run:
         self.task.check_disjoint(*self.method.splits, "test")
         for name in self.method.splits:
             if not self.task.split(name):
-                raise DataError(f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example")
+                raise DataError(
+                    f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example"
+                )
         resolved = self.recipe.model_copy(update={"method": {"name": self.method.name, **self.options.model_dump()}})
         write_text(self.folder / "recipe.yaml", resolved.to_yaml())
         write_json(self.folder / "env.json", environment(self.source, self.target, self.machine))
@@ -124,7 +128,7 @@ class Run:
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
         key = self._key("locate", self._inputs("extract"), self.method.locate_key(self.options))
-        self._stage("locate", key, lambda: self._locate())
+        self._stage("locate", key, self._locate)
 
     def _locate(self) -> list[Path]:
         assert self.method.locate is not None
@@ -139,12 +143,21 @@ class Run:
 
         def make() -> list[Path]:
             delta = self.method(
-                self.source, self.target, self.task, self.options, Generator().manual_seed(self.recipe.seed), style=self.style
+                self.source,
+                self.target,
+                self.task,
+                self.options,
+                Generator().manual_seed(self.recipe.seed),
+                style=self.style,
             )
-            Delta(delta.changes, delta.provenance | {"recipe": json.loads(self.recipe.model_dump_json()), "key": key}).save(path)
+            Delta(
+                delta.changes, delta.provenance | {"recipe": json.loads(self.recipe.model_dump_json()), "key": key}
+            ).save(path)
             return [path]
 
-        key = self._key("align", self._inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype)
+        key = self._key(
+            "align", self._inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
+        )
         self._stage("align", key, make)
         return Delta.load(path)
 
@@ -170,7 +183,7 @@ class Run:
         for arm in self.recipe.evaluate.arms:
             lm: LM = getattr(self, arm)
             key = self._key("evaluate", arm, lm.digest, *self._evaluation())
-            self._stage(f"evaluate {arm}", key, lambda arm=arm, lm=lm: self._score(arm, lm), shared=True)
+            self._stage(f"evaluate {arm}", key, partial(self._score, arm, lm))
         return self.scores()
 
     def _score(self, arm: str, lm: LM) -> list[Path]:
@@ -181,7 +194,13 @@ class Run:
         text = self._guard_text()
         with lm.loaded() as model:
             lines = score(
-                model, lm.tokenizer, self.task, style=self.style, limit=cfg.limit, seed=self.recipe.seed, batch_size=self.machine.batch_size
+                model,
+                lm.tokenizer,
+                self.task,
+                style=self.style,
+                limit=cfg.limit,
+                seed=self.recipe.seed,
+                batch_size=self.machine.batch_size,
             )
             found = perplexity(model, lm.tokenizer, text) if text else None
         kept = [line for line in self.scores() if line["arm"] != arm]
@@ -197,7 +216,11 @@ class Run:
     def scores(self) -> list[dict[str, Any]]:
         """The lines of `scores.jsonl`, if there are any."""
         path = self.folder / "scores.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            if path.is_file()
+            else []
+        )
 
     def _guard_text(self) -> str | None:
         path = self.recipe.evaluate.perplexity_text
@@ -234,9 +257,13 @@ class Run:
         path = self.folder / "stages.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def _stage(self, name: str, key: str, make: Callable[[], Iterable[Path]], *, shared: bool = False) -> None:
+    def _stage(self, name: str, key: str, make: Callable[[], Iterable[Path]]) -> None:
         done = self.stages().get(name)
-        if done and done["key"] == key and all(_matches(self.folder / f, digest) for f, digest in done["files"].items()):
+        if (
+            done
+            and done["key"] == key
+            and all(_matches(self.folder / f, digest) for f, digest in done["files"].items())
+        ):
             log.info("%s: already done", name)
             return
         start = time.perf_counter()
@@ -292,11 +319,15 @@ def environment(source: LM, target: LM, machine: Machine) -> dict[str, Any]:
     import torch
 
     here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: version(name) for name in ("pkt", "torch", "transformers", "safetensors", "tokenizers", "lm_eval")},
+        "versions": {
+            name: version(name) for name in ("pkt", "torch", "transformers", "safetensors", "tokenizers", "lm_eval")
+        },
         "device": target.torch_device,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),

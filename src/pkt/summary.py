@@ -30,7 +30,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         "history": [],
         "delta": [],
         "costs": [
-            {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]} for name, s in run.stages().items()
+            {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]}
+            for name, s in run.stages().items()
         ],
         "warnings": [],
     }
@@ -50,7 +51,13 @@ def write_summary(run: Run) -> dict[str, Any]:
 
 
 def _model(lm: LM) -> dict[str, Any]:
-    return {"name": lm.name, "parameters": lm.parameters(), "num_layers": lm.dims.layers, "width": lm.dims.width, "weights": lm.digest}
+    return {
+        "name": lm.name,
+        "parameters": lm.parameters(),
+        "num_layers": lm.dims.layers,
+        "width": lm.dims.width,
+        "weights": lm.digest,
+    }
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:

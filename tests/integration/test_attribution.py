@@ -15,7 +15,9 @@ from pkt.tasks.prompts import encode, strip_trailing
 FAMILIES = ["llama", "qwen2", "qwen3"]
 EXAMPLES = [
     Example(id=f"e{i}", prompt=p, response=r, answer=r, unit=p)
-    for i, (p, r) in enumerate([("Where does Tom live?", "In Paris."), ("What is 3 times 4?", "It is 12."), ("A flurb is red", "yes")])
+    for i, (p, r) in enumerate(
+        [("Where does Tom live?", "In Paris."), ("What is 3 times 4?", "It is 12."), ("A flurb is red", "yes")]
+    )
 ]
 
 
@@ -62,7 +64,9 @@ def one_by_one(lm, example):
                 ("attention", x, seen[i, "o"], block.self_attn.o_proj.weight),
                 ("ffn", r, seen[i, "m"], block.mlp.down_proj.weight),
             ):
-                neurons[kind].append(torch.stack([lp(base + act[j] * weight[:, j]) - lp(base) for j in range(len(act))]))
+                neurons[kind].append(
+                    torch.stack([lp(base + act[j] * weight[:, j]) - lp(base) for j in range(len(act))])
+                )
         return {k: torch.stack(v) for k, v in layers.items()}, {k: torch.stack(v) for k, v in neurons.items()}
 
 

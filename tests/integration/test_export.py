@@ -59,7 +59,9 @@ def test_exported_equals_hooked(make_lm, tmp_path, family):
         hooked = logits(model)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(exported), hooked, rtol=0, atol=2e-4)
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a flurb")["input_ids"] == lm.tokenizer("a flurb")["input_ids"]
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("a flurb")["input_ids"] == lm.tokenizer("a flurb")["input_ids"]
+    )
 
 
 def test_only_the_located_lines_differ(sharded, tmp_path):
@@ -130,7 +132,9 @@ def test_tied_embeddings_and_biases(make_lm, tmp_path):
     export(delta, lm, tmp_path / "out")
     with lm.loaded() as model, injected(model, delta):
         hooked = logits(model)
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=0, atol=2e-4
+    )
 
 
 def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):

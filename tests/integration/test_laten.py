@@ -17,13 +17,19 @@ from pkt.tasks.formats import FORMATS
 
 def examples(split: str, count: int) -> list[Example]:
     return [
-        Example(f"{split}{i}", f"How much are {i} {split}?", f"Answer: So the answer is {i * 7}.", str(i * 7), f"{split}{i}")
+        Example(
+            f"{split}{i}", f"How much are {i} {split}?", f"Answer: So the answer is {i * 7}.", str(i * 7), f"{split}{i}"
+        )
         for i in range(1, count + 1)
     ]
 
 
 def make_task(extract=3, align=5, test=2) -> Task:
-    splits = {"extract": examples("flurbs", extract), "align": examples("zorps", align), "test": examples("blicks", test)}
+    splits = {
+        "extract": examples("flurbs", extract),
+        "align": examples("zorps", align),
+        "test": examples("blicks", test),
+    }
     return Task("tiny", FORMATS["gsm8k"], lambda name: splits[name], "test")
 
 
@@ -75,7 +81,9 @@ def test_rate_at_injection_may_differ(tiny_source, tiny_target):
     assert len(small.changes[0, "up"].index) == 5
     assert len(large.changes[0, "up"].index) == 28
     shared = torch.isin(large.changes[0, "up"].index, small.changes[0, "up"].index)
-    torch.testing.assert_close(large.changes[0, "up"].values[shared], small.changes[0, "up"].values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        large.changes[0, "up"].values[shared], small.changes[0, "up"].values, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_same_seed_same_bytes(tiny_source, tiny_target, tmp_path):
@@ -117,7 +125,9 @@ def test_loss_is_the_mean_over_examples_of_the_mean_over_response_tokens(tiny_ta
             got = example_losses(model, tiny_target, batch)
             for encoded, example, loss in zip(batch, task.split("align"), got, strict=True):
                 prompt = tiny_target.tokenizer(example.prompt + "\n")["input_ids"]
-                ids = tiny_target.tokenizer(example.prompt + "\n" + example.response)["input_ids"] + [tiny_target.tokenizer.eos_token_id]
+                ids = tiny_target.tokenizer(example.prompt + "\n" + example.response)["input_ids"] + [
+                    tiny_target.tokenizer.eos_token_id
+                ]
                 assert encoded.ids == ids
                 logits = model(torch.tensor([ids])).logits[0, :-1]
                 start = 1 if prompt_too else len(prompt)

@@ -19,7 +19,10 @@ def expressions() -> st.SearchStrategy[str]:
     def grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         binary = st.tuples(inner, st.sampled_from(["+", "-", "*", "//", "%"]), inner).map(" ".join)
         return st.one_of(
-            binary, binary.map("({})".format), inner.map("-{}".format), st.tuples(inner, st.integers(0, 3)).map("({0[0]}) ** {0[1]}".format)
+            binary,
+            binary.map("({})".format),
+            inner.map("-{}".format),
+            st.tuples(inner, st.integers(0, 3)).map("({0[0]}) ** {0[1]}".format),
         )
 
     return st.recursive(leaf, grow, max_leaves=6)
@@ -130,7 +133,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=[f"{i}: {t[:40]!r}".encode("ascii", "replace").decode() for i, t in enumerate(HOSTILE)])
+@pytest.mark.parametrize(
+    "text", HOSTILE, ids=[f"{i}: {t[:40]!r}".encode("ascii", "replace").decode() for i, t in enumerate(HOSTILE)]
+)
 def test_hostile_texts_are_refused_at_once(text: str) -> None:
     start = time.perf_counter()
     assert not same_function(text, function("x + 2"))

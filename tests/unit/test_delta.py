@@ -107,7 +107,11 @@ def test_foreign_files_are_refused(tmp_path):
 
 def test_a_delta_that_does_not_fit_names_the_tensor(tiny_target):
     wrong = Delta({(0, "up"): Lines(torch.tensor([999]), torch.zeros(1, 32), 0)})
-    with pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj"), tiny_target.loaded() as model, injected(model, wrong):
+    with (
+        pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj"),
+        tiny_target.loaded() as model,
+        injected(model, wrong),
+    ):
         pass
     with pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj\.weight"):
         list(wrong.tensors(tiny_target))

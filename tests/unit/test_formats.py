@@ -68,7 +68,10 @@ def test_gsm8k_finds_any_number_behind_text(number: int, before: str, after: str
 
 def test_gsm8k_split_row() -> None:
     row = messages(
-        "Answer the following question.\n\nQuestion: How many?", "Answer: 2 + 2 = 4, -7 no. So the answer is 60,000.", id="gsm_3", dataset="gsm"
+        "Answer the following question.\n\nQuestion: How many?",
+        "Answer: 2 + 2 = 4, -7 no. So the answer is 60,000.",
+        id="gsm_3",
+        dataset="gsm",
     )
     found = FORMATS["gsm8k"].from_messages(row, WHERE)
     assert (found.id, found.unit, found.tier, found.answer, found.choices) == ("gsm_3", "gsm_3", "", "60000", ())
@@ -76,7 +79,10 @@ def test_gsm8k_split_row() -> None:
 
 
 def test_gsm8k_test_row() -> None:
-    row = {"question": " How much? ", "answer": "She has 1 + 1 = <<1+1=2>>2.\nThen 2 * 600 = <<2*600=1200>>1200.\n#### 1,200"}
+    row = {
+        "question": " How much? ",
+        "answer": "She has 1 + 1 = <<1+1=2>>2.\nThen 2 * 600 = <<2*600=1200>>1200.\n#### 1,200",
+    }
     found = FORMATS["gsm8k"].from_test(row, WHERE)
     assert found.prompt == "Answer the following question.\n\nQuestion: How much?"
     assert found.response == "Answer: She has 1 + 1 = 2. Then 2 * 600 = 1200. So the answer is 1200."
@@ -90,18 +96,39 @@ def test_mmlu_rows() -> None:
     assert found.prompt == (
         "The following are multiple choice questions (with answers) about abstract algebra.\n\nWhat?\nA. 0\nB. 4\nC. 2\nD. 6\nAnswer:"
     )
-    assert (found.response, found.answer, found.unit, found.choices) == ("The answer is: B", "B", "abstract_algebra", ("A", "B", "C", "D"))
-    split = FORMATS["mmlu"].from_messages(messages(found.prompt, "The answer is: B", category="abstract_algebra", id="abstract_algebra_4"), WHERE)
-    assert (split.prompt, split.answer, split.unit, split.choices) == (found.prompt, "B", "abstract_algebra", ("A", "B", "C", "D"))
+    assert (found.response, found.answer, found.unit, found.choices) == (
+        "The answer is: B",
+        "B",
+        "abstract_algebra",
+        ("A", "B", "C", "D"),
+    )
+    split = FORMATS["mmlu"].from_messages(
+        messages(found.prompt, "The answer is: B", category="abstract_algebra", id="abstract_algebra_4"), WHERE
+    )
+    assert (split.prompt, split.answer, split.unit, split.choices) == (
+        found.prompt,
+        "B",
+        "abstract_algebra",
+        ("A", "B", "C", "D"),
+    )
     assert [FORMATS["mmlu"].grade(found, choice) for choice in "ABCD"] == [0.0, 1.0, 0.0, 0.0]
 
 
 def test_code_rows_are_read_but_not_graded() -> None:
-    mbpp = {"text": "Add one.", "code": "def add(x):\r\n  return x + 1", "task_id": 11, "test_list": ["assert add(1) == 2"]}
+    mbpp = {
+        "text": "Add one.",
+        "code": "def add(x):\r\n  return x + 1",
+        "task_id": 11,
+        "test_list": ["assert add(1) == 2"],
+    }
     found = FORMATS["mbpp"].from_test(mbpp, WHERE)
     assert found.prompt == "Complete the following python function.\n\n\nAdd one.\ndef add(x)"
     assert found.response == CODE_PREFIX + "def add(x):\n  return x + 1"
-    humaneval = {"task_id": "HumanEval/0", "prompt": 'def add(x):\n    """One more."""\n', "canonical_solution": "    return x + 1\n"}
+    humaneval = {
+        "task_id": "HumanEval/0",
+        "prompt": 'def add(x):\n    """One more."""\n',
+        "canonical_solution": "    return x + 1\n",
+    }
     other = FORMATS["humaneval"].from_test(humaneval, WHERE)
     assert other.prompt == "Complete the following python function.\n\n\n" + humaneval["prompt"]
     assert other.id == other.unit == "HumanEval/0"

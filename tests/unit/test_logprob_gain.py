@@ -38,7 +38,10 @@ def one_by_one(p: dict) -> torch.Tensor:
 
     return torch.tensor(
         [
-            [lp(p["base"][e] + p["act"][e, k] * p["value"][:, k], e) - lp(p["base"][e], e) for k in range(p["value"].shape[1])]
+            [
+                lp(p["base"][e] + p["act"][e, k] * p["value"][:, k], e) - lp(p["base"][e], e)
+                for k in range(p["value"].shape[1])
+            ]
             for e in range(len(p["base"]))
         ],
         dtype=torch.float64,
@@ -59,7 +62,12 @@ def test_equals_the_one_neuron_loop_in_float64(size):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 4), st.integers(1, 9), st.integers(1, 20), st.integers(2, 60), st.sampled_from([1e-4, 0.05, 0.5]), st.integers(0, 999)
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 20),
+    st.integers(2, 60),
+    st.sampled_from([1e-4, 0.05, 0.5]),
+    st.integers(0, 999),
 )
 def test_any_shape(examples, width, neurons, vocabulary, size, seed):
     p = problem(examples, width, neurons, vocabulary, size, seed)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
@@ -20,7 +20,10 @@ def merging() -> PreTrainedTokenizerFast:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tok.train_from_iterator(["\nThe answer is: ", "\nThe "] * 50, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>")
@@ -48,7 +51,9 @@ def test_encode_is_the_whole_text_at_once(style, tokenizer) -> None:
     bos = [] if style == "chat_template" else [tokenizer.bos_token_id]
     assert found.ids == bos + tokenizer(text + EXAMPLE.response, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(found.ids[found.response_start :]) == EXAMPLE.response
-    assert encode(EXAMPLE, style, tokenizer, None, eos=True) == Encoded([*found.ids, tokenizer.eos_token_id], found.response_start)
+    assert encode(EXAMPLE, style, tokenizer, None, eos=True) == Encoded(
+        [*found.ids, tokenizer.eos_token_id], found.response_start
+    )
 
 
 def test_a_template_that_writes_its_own_bos_gets_no_second(tokenizer) -> None:

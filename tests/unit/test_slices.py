@@ -61,7 +61,9 @@ def test_rows_that_fall_together_are_averaged(tiny_target):
     index = torch.tensor([[0, dims.head_dim, 1], [5, 6, 7]])
     assert group == 2
     assert dims.v_row(0) == dims.v_row(dims.head_dim)
-    picked = NeuronSet(dict.fromkeys(KINDS, [0, 1]), dict.fromkeys(KINDS, index), dict.fromkeys(KINDS, torch.zeros(2, 3)))
+    picked = NeuronSet(
+        {key: [0, 1] for key in KINDS}, dict.fromkeys(KINDS, index), dict.fromkeys(KINDS, torch.zeros(2, 3))
+    )
     changes = {part: torch.randn(2, 3, dims.width) for part in LINE_AXIS}
     delta = place(changes, picked, dims)
     v, o = delta.changes[0, "v"], delta.changes[0, "o"]
@@ -107,4 +109,4 @@ def test_rate_gives_the_count():
 def test_too_few_source_neurons_are_named():
     scores = {"ffn": torch.zeros(2, 8), "attention": torch.zeros(2, 4)}
     with pytest.raises(UnsupportedModelError, match="tiny has 4 attention neurons per layer, but 5"):
-        select(scores, dict.fromkeys(KINDS, [0, 1]), {"ffn": 5, "attention": 5}, "tiny")
+        select(scores, {key: [0, 1] for key in KINDS}, {"ffn": 5, "attention": 5}, "tiny")

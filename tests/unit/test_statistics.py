@@ -64,7 +64,13 @@ def test_rows_per_arm_and_tier() -> None:
         line(0.0, "d", "new", arm="result"),
     ]
     rows = {(r["arm"], r["tier"]): r for r in summarise(lines)}
-    assert set(rows) == {("target", "known"), ("target", "new"), ("target", "all"), ("result", "new"), ("result", "all")}
+    assert set(rows) == {
+        ("target", "known"),
+        ("target", "new"),
+        ("target", "all"),
+        ("result", "new"),
+        ("result", "all"),
+    }
     everything = rows["target", "all"]
     assert everything["score"] == pytest.approx(1 / 3)
     assert (everything["num_items"], everything["num_units"], everything["seeds"]) == (3, 2, 2)

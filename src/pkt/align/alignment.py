@@ -18,9 +18,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from pkt.align.hypernetwork import Hypernetwork, penalty
@@ -31,6 +32,9 @@ from pkt.models.lm import LM
 from pkt.progress import track
 from pkt.tasks.base import Example
 from pkt.tasks.prompts import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ def encode_all(examples: Sequence[Example], style: str, target: LM, *, loss_on_p
     return found
 
 
-def example_losses(model: nn.Module, target: LM, batch: Sequence[Encoded]) -> Tensor:
+def example_losses(model: PreTrainedModel, target: LM, batch: Sequence[Encoded]) -> Tensor:
     """Mean cross-entropy of each example, (B,) float32 in nats. Padded on the right; only labelled positions get logits."""
     width = max(len(e.ids) for e in batch)
     pad = target.tokenizer.pad_token_id
@@ -92,7 +96,9 @@ def example_losses(model: nn.Module, target: LM, batch: Sequence[Encoded]) -> Te
     mask_BT = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in batch], device=device)
     labels_BT = torch.tensor([e.labels + [IGNORED] * (width - len(e.labels)) for e in batch])[:, 1:]
     chosen_BT = labels_BT != IGNORED
-    hidden_BTD = model.get_submodule(target.family.decoder)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+    hidden_BTD = model.get_submodule(target.family.decoder)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[
+        0
+    ]
     hidden = hidden_BTD[:, :-1][chosen_BT.to(hidden_BTD.device)]
     logits = model.get_submodule(target.family.unembed)(hidden).float()
     loss = functional.cross_entropy(logits, labels_BT[chosen_BT].to(logits.device), reduction="none")
@@ -184,7 +190,7 @@ def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None
 class _checkpointing:  # noqa: N801 - used like a function
     """Recompute activations in the backward pass; transformers does so in training mode only."""
 
-    def __init__(self, model: nn.Module, wanted: bool) -> None:
+    def __init__(self, model: PreTrainedModel, wanted: bool) -> None:
         self.model, self.wanted = model, wanted
 
     def __enter__(self) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
 import logging
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pkt.errors import DataError
+from pkt.errors import DataError, UnsupportedModelError
 from pkt.tasks.base import Example, Task
 from pkt.tasks.prompts import adds_special_tokens, render
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-log = logging.getLogger(__name__)
 
 NAME = "pkt"
 VERSION = 1
@@ -51,23 +47,32 @@ def score(
 ) -> list[dict[str, Any]]:
     """Score `model`, hooks included, on a split of `task`.
 
-    Args:
-        limit: items per tier, drawn by `seed`; None means all.
+    Greedy, whatever the model's generation settings say. Choices are ranked by the sum of their tokens' log-probabilities,
+    in float32. Model, tokenizer and random state are left as they were.
 
-    Returns: one dict per item: id, unit, tier, prompt (as sent), output, answer, score in [0, 1].
+    Args:
+        limit: items per tier (of the whole split where there are no tiers), drawn by `seed`; None means all.
+        batch_size: items in one pass; changes the speed, and the result by rounding alone.
+
+    Returns: one dict per item: task, id, unit, tier, prompt (as sent), output, answer, score in [0, 1].
 
     Raises:
-        DataError: a prompt does not fit into the context with what is to be generated.
+        DataError: the split is empty, an item cannot be graded, or its prompt leaves no room for the answer.
+        UnsupportedModelError: a likelihood is NaN.
     """
     examples = draw(task.split(split), limit, seed)
-    form = task.format
-    prompts = [render(e, style, tokenizer) + form.prefix for e in examples]
-    context = model.config.max_position_embeddings
-    _check_lengths(examples, prompts, tokenizer, context - (1 if form.ranks else form.max_new_tokens), style)
-    with _quiet(), _untouched(model):
+    if not examples:
+        raise DataError(f"{task.name}: split {split} is empty; there is nothing to score")
+    for example in examples:
+        task.format.grade(example, "")  # what cannot be graded stops here, before hours of generation
+    prompts = [render(e, style, tokenizer) + task.format.prefix for e in examples]
+    context = model.config.get_text_config().max_position_embeddings
+    _check_lengths(task, examples, prompts, tokenizer, context, style)
+    with _quiet(), _untouched(model, tokenizer):
         samples = _run(model, tokenizer, task, examples, prompts, style, batch_size, context)
     return [
         {
+            "task": task.name,
             "id": e.id,
             "unit": e.unit,
             "tier": e.tier,
@@ -85,18 +90,33 @@ def _output(task: Task, example: Example, results: Sequence[Any]) -> str:
     if not task.format.ranks:
         return str(results[0])
     likelihoods = [likelihood for likelihood, _is_greedy in results]
+    if any(map(math.isnan, likelihoods)):
+        raise UnsupportedModelError(
+            f"example {example.id}: the model gives NaN instead of likelihoods; check its weights, or load it in float32"
+        )
     return example.choices[likelihoods.index(max(likelihoods))]
 
 
 def _check_lengths(
-    examples: Sequence[Example], prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast, room: int, style: str
+    task: Task,
+    examples: Sequence[Example],
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    context: int,
+    style: str,
 ) -> None:
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=adds_special_tokens(style))["input_ids"]]
-    for example, length in zip(examples, lengths, strict=True):
-        if length > room:
+    """lm-eval would cut a prompt that is too long from the left and go on."""
+    answers: dict[tuple[str, ...], int] = {(): task.format.max_new_tokens}
+    for choices in {e.choices for e in examples if task.format.ranks}:
+        ids = tokenizer([f" {c}" for c in choices], add_special_tokens=False)["input_ids"]
+        answers[choices] = max(map(len, ids)) - 1  # the last token is predicted, not read
+    prompt_ids = tokenizer(list(prompts), add_special_tokens=adds_special_tokens(style), verbose=False)["input_ids"]
+    for example, length in zip(examples, map(len, prompt_ids), strict=True):
+        answer = answers[example.choices if task.format.ranks else ()]
+        if length + answer > context:
             raise DataError(
-                f"example {example.id}: its prompt has {length} tokens, but the context leaves room for {room} beside the answer; "
-                f"remove it or use a model with a longer context"
+                f"example {example.id}: its prompt has {length} tokens and its answer up to {answer} more, but the "
+                f"context holds {context}; remove it or use a model with a longer context"
             )
 
 
@@ -115,8 +135,18 @@ def _run(
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
 
+    class ExactPrompts(ConfigurableTask):
+        """Sends the prompts as they are, and draws no progress bar while it collects them."""
+
+        def build_all_requests(self, **_: Any) -> None:
+            made = [self.construct_requests(doc, doc["text"], metadata=(NAME, i, 1)) for i, doc in self.doc_iterator()]
+            self._instances = [r for requests in made for r in (requests if form.ranks else [requests])]
+
     form = task.format
-    rows = [{"item": i, "text": text, "choices": [f" {c}" for c in e.choices]} for i, (e, text) in enumerate(zip(examples, prompts, strict=True))]
+    rows = [
+        {"item": i, "text": text, "choices": [f" {c}" for c in e.choices]}
+        for i, (e, text) in enumerate(zip(examples, prompts, strict=True))
+    ]
 
     def grade(doc: dict[str, Any], results: Sequence[Any]) -> dict[str, float]:
         example = examples[doc["item"]]
@@ -137,18 +167,18 @@ def _run(
     if form.ranks:
         config["doc_to_choice"] = lambda doc: doc["choices"]
     else:
-        config["generation_kwargs"] = {
-            "until": [*form.stop, tokenizer.eos_token],
-            "do_sample": False,
-            "max_gen_toks": form.max_new_tokens,
-        }
-    lm = _harness_model(model, tokenizer, style, batch_size, context, form.max_new_tokens)
-    found = evaluate(lm, {NAME: ConfigurableTask(config=config)}, bootstrap_iters=0, verbosity="ERROR")
+        config["generation_kwargs"] = {"until": [*form.stop], "do_sample": False, "max_gen_toks": form.max_new_tokens}
+    lm = _harness_model(model, tokenizer, style, batch_size, context)
+    found = evaluate(lm, {NAME: ExactPrompts(config=config)}, bootstrap_iters=0)
     return sorted(found["samples"][NAME], key=lambda sample: sample["doc_id"])
 
 
 def _harness_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, style: str, batch_size: int, context: int, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    style: str,
+    batch_size: int,
+    context: int,
 ) -> HFLM:
     from lm_eval.models.huggingface import HFLM
 
@@ -161,42 +191,50 @@ def _harness_model(
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
-    lm = Silent(
+    return Silent(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
         max_length=context,
         add_bos_token=adds_special_tokens(style),
+        softmax_dtype="float32",  # in bfloat16 different likelihoods become equal
     )
-    lm._max_gen_toks = max_new_tokens
-    return lm
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No messages of the harness, and its progress bars on a terminal only."""
+    """No messages of the harness but errors."""
     logger = logging.getLogger("lm_eval")
-    level, logger.level = logger.level, logging.ERROR
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
-        logger.level = level
+        logger.setLevel(level)
 
 
 @contextmanager
-def _untouched(model: PreTrainedModel) -> Iterator[None]:
-    """Training mode, generation settings and random state are as before."""
+def _untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
+    """Plain greedy settings inside; outside, modes, settings, tokenizer and random state as before."""
     import numpy
     import torch
+    from transformers import GenerationConfig
 
-    training, generation = model.training, copy.deepcopy(model.generation_config)
+    modes = {module: module.training for module in model.modules()}
+    settings = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
+    padding = tokenizer.pad_token, tokenizer.padding_side
     states = random.getstate(), numpy.random.get_state()
     try:
+        for module, old in settings.items():  # a repetition penalty there would change greedy decoding
+            ends = old.eos_token_id if old.eos_token_id is not None else tokenizer.eos_token_id
+            module.generation_config = GenerationConfig(eos_token_id=ends, bos_token_id=old.bos_token_id)
         with torch.random.fork_rng():
             yield
     finally:
-        model.train(training)
-        model.generation_config = generation
+        for module, mode in modes.items():
+            module.training = mode
+        for module, old in settings.items():
+            module.generation_config = old
+        tokenizer.pad_token, tokenizer.padding_side = padding
         random.setstate(states[0])
         numpy.random.set_state(states[1])

@@ -8,21 +8,33 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from pkt.errors import DataError
+from pkt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256) -> float:
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256
+) -> float:
     """exp of the mean negative log-likelihood of a token, in float32.
 
-    Every token but the first is predicted once; all but those of the first window see at least `window - stride` tokens.
+    Every token but the first is predicted once, and after the first window with at least `window - stride` tokens before it.
+
+    Args:
+        window: tokens in one pass, at most the context; a shorter context shortens window and stride alike.
+        stride: tokens scored in a pass after the first, below `window`.
 
     Raises:
+        ConfigError: stride or window out of bounds.
         DataError: the text has fewer than two tokens.
     """
+    if not 1 <= stride < window:
+        raise ConfigError(f"perplexity: stride {stride} and window {window}; expected 1 <= stride < window")
+    context = model.config.get_text_config().max_position_embeddings
+    if window > context:
+        window, stride = context, max(1, stride * context // window)
     ids = tokenizer(text, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise DataError(f"perplexity: the text has {len(ids)} tokens, at least 2 are needed; give a longer text")

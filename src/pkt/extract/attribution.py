@@ -22,12 +22,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from pkt.extract.logprob_gain import Lens
 from pkt.files import save_tensors
@@ -38,6 +38,9 @@ from pkt.progress import track
 from pkt.tasks.base import Example, fingerprint
 from pkt.tasks.prompts import encode, strip_trailing
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 log = logging.getLogger(__name__)
 
 
@@ -47,12 +50,12 @@ class AttributionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: Literal["exact", "released"] = Field(
-        "exact",
+        default="exact",
         description="final norm in the lens: `exact` 1/rms; `released` 1/sqrt(standard deviation), a defect of the published "
         "code kept for audits",
     )
     positions: Literal["all", "last"] = Field(
-        "all",
+        default="all",
         description="attended positions that count for attention neurons: `all`, or `last`, the last key position alone, as in "
         "the published code",
     )
@@ -70,11 +73,13 @@ class Attribution:
 
     def summed(self) -> Attribution:
         """Sums over the examples."""
-        return Attribution(*({k: t.sum(0, keepdim=True) for k, t in part.items()} for part in (self.layers, self.neurons)))
+        layers, neurons = ({k: t.sum(0, keepdim=True) for k, t in part.items()} for part in (self.layers, self.neurons))
+        return Attribution(layers, neurons)
 
     def example(self, e: int) -> Attribution:
         """The scores of one example."""
-        return Attribution(*({k: t[e : e + 1] for k, t in part.items()} for part in (self.layers, self.neurons)))
+        layers, neurons = ({k: t[e : e + 1] for k, t in part.items()} for part in (self.layers, self.neurons))
+        return Attribution(layers, neurons)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def attribute(
     return found
 
 
-def _score(model: nn.Module, lm: LM, lens: Lens, batch: list[list[int]], cfg: AttributionConfig) -> Attribution:
+def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], cfg: AttributionConfig) -> Attribution:
     sites = list(_visit(model, lm, batch, cfg))
     device = lens.unembed_VD.device
     answer = torch.tensor([s.answer for s in sites], device=device)
@@ -161,7 +166,7 @@ def _score(model: nn.Module, lm: LM, lens: Lens, batch: list[list[int]], cfg: At
     return Attribution(layers, neurons)
 
 
-def _visit(model: nn.Module, lm: LM, batch: list[list[int]], cfg: AttributionConfig) -> Iterator[_Site]:
+def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: AttributionConfig) -> Iterator[_Site]:
     """Run the examples one by one and keep what their last position shows."""
     family, count = lm.family, lm.dims.layers
     device = model.get_submodule(family.unembed).weight.device
@@ -177,10 +182,16 @@ def _visit(model: nn.Module, lm: LM, batch: list[list[int]], cfg: AttributionCon
     with record(model, inputs, outputs) as kept, _attention_weights(model, last_only):
         for ids in batch:
             first = model.get_submodule(family.embed).weight.device
-            result = model(torch.tensor([ids[:-1]], device=first), use_cache=False, output_attentions=last_only)
+            result = model.get_submodule(family.decoder)(
+                torch.tensor([ids[:-1]], device=first), use_cache=False, output_attentions=last_only
+            )
             x, a = last(kept, at, "in"), last(kept, paths["attention"], "out")
             final = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
-            o = _last_key(result.attentions, last(kept, paths["v"], "out"), lm) if last_only else last(kept, paths["o"], "in")
+            o = (
+                _last_key(result.attentions, last(kept, paths["v"], "out"), lm)
+                if last_only
+                else last(kept, paths["o"], "in")
+            )
             yield _Site(
                 answer=ids[-1],
                 scale=_scale(final, lm.dims.norm_eps, cfg),
@@ -205,7 +216,7 @@ def _last_key(attentions: tuple[Tensor, ...], v_L: Tensor, lm: LM) -> Tensor:
 
 
 @contextmanager
-def _attention_weights(model: nn.Module, wanted: bool) -> Iterator[None]:
+def _attention_weights(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     """Attention weights are returned by the eager implementation only."""
     before = model.config._attn_implementation
     if wanted:
@@ -217,9 +228,9 @@ def _attention_weights(model: nn.Module, wanted: bool) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
-def _weight(model: nn.Module, path: str) -> Tensor:
+def _weight(model: PreTrainedModel, path: str) -> Tensor:
     """A module's weight, fetched from where accelerate keeps it if the module is offloaded."""
-    module = model.get_submodule(path)
+    module: Any = model.get_submodule(path)
     if module.weight.device.type != "meta":
         return module.weight
     from accelerate.utils import align_module_device
@@ -234,10 +245,13 @@ def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig
 
 
 def _write(path: Path, found: Attribution, header: dict[str, str]) -> None:
-    tensors = {f"layers.{k}": t for k, t in found.layers.items()} | {f"neurons.{k}": t for k, t in found.neurons.items()}
+    tensors = {f"layers.{k}": t for k, t in found.layers.items()} | {
+        f"neurons.{k}": t for k, t in found.neurons.items()
+    }
     save_tensors(path, tensors, header)
 
 
 def _read(path: Path) -> Attribution:
     with safe_open(path, "pt") as f:
-        return Attribution(*({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons")))
+        layers, neurons = ({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons"))
+        return Attribution(layers, neurons)

@@ -9,16 +9,26 @@ Written with `d_v = s a (U g w)_v`, the change of logit v, and `p = softmax(U (s
 
     score = d_y - log1p(sum_v p_v expm1(d_v))                                        (exact, and stable for tiny d)
 
-1. `U g w` holds no example, so `product_VN` is computed once for all of them, in tiles that stay in the cache.
-2. A first pass over the vocabulary gives the log-sum-exp of the base logits, a second one the sum above; neither keeps
-   more than one tile.
-3. The few neurons whose sum overflows, or comes so near to -1 that its logarithm loses digits, change the answer by
-   many nats: there the plain difference of two log-probabilities is exact enough, and used.
+1. `P = U g w` holds no example, so it is computed once for all of them, in tiles that stay in the cache.
+2. With `c = s a`, the sum is a power series in c whose coefficients are moments of P under p:
+
+       sum_v p_v expm1(c P_v) = sum_j c^j / j! M_j,    M_j = sum_v p_v P_v^j
+
+   so the exponentials of V entries for every example and neuron become `TERMS` small matrix products for all examples.
+   Cut after `TERMS`, its error is below x^(TERMS+1) / (TERMS+1)! e^x with x = max_v |c P_v|: under 1e-9 for x <= `REACH`.
+3. The other neurons, few in practice, are summed with expm1 itself. Where even that overflows, or comes so near to -1
+   that the logarithm loses digits, the answer changes by many nats and the plain difference of two log-probabilities is
+   exact enough.
+4. A first pass over the vocabulary gives the log-sum-exp of the base logits, a second one the moments; neither keeps more
+   than one tile.
 
 E examples, N neurons, D width, V vocabulary, B base vectors of one example.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,6 +36,8 @@ from torch import Tensor
 TILE = 512
 """Vocabulary entries and neurons of one tile on a CPU: two tiles of float32 fill a level-2 cache."""
 
+TERMS = 8
+REACH = 0.4
 SUNK = -0.999
 """Below this sum the edited distribution keeps less than a thousandth of the base one's mass where that lay."""
 
@@ -40,10 +52,17 @@ class Lens:
     """
 
     def __init__(self, unembed_VD: Tensor, norm_D: Tensor, memory: int) -> None:
-        self.unembed_VD, self.norm_D, self.memory = unembed_VD, norm_D.float(), memory
+        self.unembed_VD, self.norm_D = unembed_VD, norm_D.float()
+        self.whole_VD: Tensor | None = None
+        size = 4 * unembed_VD.numel()
+        if 2 * size <= memory:
+            self.whole_VD, memory = self.rows(slice(None)), memory - size
+        self.memory = memory
 
     def rows(self, index: Tensor | slice) -> Tensor:
-        """`U g` for some entries of the vocabulary, (., D) float32."""
+        """`U g` for some entries of the vocabulary, (., D) float32: kept whole where memory allows."""
+        if self.whole_VD is not None:
+            return self.whole_VD[index]
         return self.unembed_VD[index].float() * self.norm_D
 
     def _vocabulary(self, width: int) -> list[slice]:
@@ -86,21 +105,18 @@ class Lens:
         gain_EN = torch.empty(len(state_ED), num_neurons, device=state_ED.device)
         for start in range(0, num_neurons, n_tile):
             part = slice(start, min(start + n_tile, num_neurons))
-            gain_EN[:, part] = self._gain(state_ED, factor_EN[:, part], value_DN[:, part].float(), norm_E, rows_ED, v_tile)
+            gain_EN[:, part] = self._gain(
+                state_ED, factor_EN[:, part], value_DN[:, part].float(), norm_E, rows_ED, v_tile
+            )
         return gain_EN
 
     def _gain(
         self, state_ED: Tensor, factor_EN: Tensor, value_DN: Tensor, norm_E: Tensor, rows_ED: Tensor, v_tile: int
     ) -> Tensor:
-        shift_EN = torch.zeros_like(factor_EN)  # sum_v p_v expm1(d_v)
-        for part in self._vocabulary(v_tile):
-            rows_vD = self.rows(part)
-            prob_Ev = torch.exp(state_ED @ rows_vD.T - norm_E[:, None])
-            product_vN = rows_vD @ value_DN
-            change_vN = torch.empty_like(product_vN)
-            for e in range(len(state_ED)):
-                torch.mul(product_vN, factor_EN[e], out=change_vN).expm1_()
-                shift_EN[e].addmv_(change_vN.T, prob_Ev[e])
+        shift_EN, reach_EN = self._series(state_ED, factor_EN, value_DN, norm_E, v_tile)
+        far_N = (~(reach_EN <= REACH)).any(0).nonzero()[:, 0]
+        if len(far_N):
+            shift_EN[:, far_N] = self._direct(state_ED, factor_EN[:, far_N], value_DN[:, far_N], norm_E, v_tile)
         gain_EN = factor_EN * (rows_ED @ value_DN) - shift_EN.log1p()
         for e, n in (~((shift_EN > SUNK) & (shift_EN < torch.inf))).nonzero().tolist():
             moved_D = state_ED[e] + factor_EN[e, n] * value_DN[:, n]
@@ -109,10 +125,46 @@ class Lens:
             gain_EN[e, n] = change[0] - change[1]
         return gain_EN
 
+    def _tiles(
+        self, state_ED: Tensor, value_DN: Tensor, norm_E: Tensor, v_tile: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(p_Ev, P_vN) for every part of the vocabulary."""
+        for part in self._vocabulary(v_tile):
+            rows_vD = self.rows(part)
+            yield torch.exp(state_ED @ rows_vD.T - norm_E[:, None]), rows_vD @ value_DN
+
+    def _series(
+        self, state_ED: Tensor, factor_EN: Tensor, value_DN: Tensor, norm_E: Tensor, v_tile: int
+    ) -> tuple[Tensor, Tensor]:
+        """sum_v p_v expm1(c P_v) by its power series, and x = max_v |c P_v|, both (E, N)."""
+        moments = factor_EN.new_zeros(TERMS, *factor_EN.shape)
+        largest_N = factor_EN.new_zeros(factor_EN.shape[1])
+        for prob_Ev, product_vN in self._tiles(state_ED, value_DN, norm_E, v_tile):
+            largest_N = torch.maximum(largest_N, product_vN.abs().amax(0))
+            power_vN = product_vN.clone()
+            for j in range(TERMS):
+                moments[j].addmm_(prob_Ev, power_vN)
+                power_vN.mul_(product_vN)
+        shift_EN = torch.zeros_like(factor_EN)
+        for j in range(TERMS, 0, -1):  # Horner, from the highest term
+            shift_EN = factor_EN * (moments[j - 1] / math.factorial(j) + shift_EN)
+        reach_EN = factor_EN.abs() * largest_N
+        return shift_EN, reach_EN.masked_fill(~moments.isfinite().all(0), torch.inf)
+
+    def _direct(self, state_ED: Tensor, factor_EN: Tensor, value_DN: Tensor, norm_E: Tensor, v_tile: int) -> Tensor:
+        """sum_v p_v expm1(c P_v), (E, N)."""
+        shift_EN = torch.zeros_like(factor_EN)
+        for prob_Ev, product_vN in self._tiles(state_ED, value_DN, norm_E, v_tile):
+            change_vN = torch.empty_like(product_vN)
+            for e in range(len(state_ED)):
+                torch.mul(product_vN, factor_EN[e], out=change_vN).expm1_()
+                shift_EN[e].addmv_(change_vN.T, prob_Ev[e])
+        return shift_EN
+
     def _tile(self, width: int, examples: int) -> tuple[int, int]:
         """Vocabulary entries and neurons of one tile, so that tile, copy and float32 rows fit into `memory`."""
         top = TILE if self.unembed_VD.device.type == "cpu" else 16 * TILE
         v, n = top, top
-        while v > 1 and 4 * (2 * v * n + (v + n) * width + examples * (v + 2 * n)) > self.memory:
+        while v > 1 and 4 * (2 * v * n + (v + n) * width + examples * (v + (TERMS + 3) * n)) > self.memory:
             v, n = (v + 1) // 2, (n + 1) // 2
         return v, n

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
             handle.remove()
 
 
-def _hook(change: Change):  # type: ignore[no-untyped-def]
+def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         added, channels = change.output(args[0])
         return output + added if channels is None else output.index_add(-1, channels, added)
@@ -45,16 +46,18 @@ def write_(model: nn.Module, delta: Delta) -> None:
         change.add_(_module(model, key, change, linear=False)[0].weight.data)
 
 
-def _module(model: nn.Module, key: Key, change: Change, *, linear: bool = True) -> tuple[nn.Module, Change]:
+def _module(model: Any, key: Key, change: Change, *, linear: bool = True) -> tuple[Any, Change]:
     layer, part = key
     family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
     path = getattr(family, part) if layer is None else family.module(part, layer)
     try:
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
     except AttributeError as e:
         raise ShapeError(f"this delta changes {path}, which the model does not have") from e
     if linear and not isinstance(module, nn.Linear):
         raise UnsupportedModelError(f"{path} is no linear map: inject this delta with `write_` or export it")
     if not change.fits(list(module.weight.shape)):
-        raise ShapeError(f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for")
+        raise ShapeError(
+            f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for"
+        )
     return module, change

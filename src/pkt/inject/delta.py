@@ -155,7 +155,7 @@ class Delta:
         def plain(t: Tensor) -> Tensor:
             return t.detach().float().cpu().clone()
 
-        moved = {}
+        moved: dict[Key, Change] = {}
         for key, c in self.changes.items():
             if isinstance(c, Lines):
                 moved[key] = Lines(c.index.cpu(), plain(c.values), c.axis)
@@ -198,7 +198,9 @@ class Delta:
             for (layer, part), change in self.changes.items()
             for name, t in change.tensors().items()
         }
-        save_tensors(path, tensors, {HEADER: json.dumps({"format": FORMAT, "provenance": self.provenance}, sort_keys=True)})
+        save_tensors(
+            path, tensors, {HEADER: json.dumps({"format": FORMAT, "provenance": self.provenance}, sort_keys=True)}
+        )
 
     @staticmethod
     def load(path: Path) -> Delta:
@@ -213,9 +215,11 @@ class Delta:
             with safe_open(path, "pt") as f:
                 header = json.loads((f.metadata() or {}).get(HEADER, "{}"))
                 if header.get("format") != FORMAT:
-                    raise DataError(f"{path}: not a delta of this package (format {header.get('format')!r}, expected {FORMAT!r})")
+                    raise DataError(
+                        f"{path}: not a delta of this package (format {header.get('format')!r}, expected {FORMAT!r})"
+                    )
                 parts: dict[Key, dict[str, Tensor]] = {}
-                for name in f.keys():  # noqa: SIM118 - not a mapping
+                for name in f.keys():
                     layer, part, field_ = name.split(".")
                     parts.setdefault((None if layer == "-" else int(layer), part), {})[field_] = f.get_tensor(name)
         except SafetensorError as e:

@@ -114,10 +114,17 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = survival["float32" if wide else "target"]
-    names = {"target_dtype": str(stored).removeprefix("torch."), "dtype": "float32" if wide else str(stored).removeprefix("torch.")}
+    names = {
+        "target_dtype": str(stored).removeprefix("torch."),
+        "dtype": "float32" if wide else str(stored).removeprefix("torch."),
+    }
     log.info("exported %d changed tensors to %s", len(changes), out)
     return Kept(
-        kept_share=kept.share, kept_cosine=kept.cosine, rounded_cosine=survival["target"].cosine, changed_tensors=len(changes), **names
+        kept_share=kept.share,
+        kept_cosine=kept.cosine,
+        rounded_cosine=survival["target"].cosine,
+        changed_tensors=len(changes),
+        **names,
     )
 
 
@@ -150,7 +157,12 @@ def _write_shard(source: Path, out: Path, changes: dict[str, Change], dtype: tor
 def _copy_side_files(checkpoint: Checkpoint, out: Path, wide: bool) -> None:
     weights = {path.name for path in checkpoint.shards}
     for path in sorted(checkpoint.folder.iterdir()):
-        if path.is_file() and path.name not in weights and path.name not in SKIPPED and path.suffix in (".json", ".jinja", ".model", ".txt"):
+        if (
+            path.is_file()
+            and path.name not in weights
+            and path.name not in SKIPPED
+            and path.suffix in (".json", ".jinja", ".model", ".txt")
+        ):
             shutil.copyfile(path, out / path.name)
     if wide:
         config = json.loads((out / "config.json").read_text())
@@ -165,7 +177,7 @@ def _write_index(checkpoint: Checkpoint, out: Path) -> None:
         total = 0
         for shard in checkpoint.shards:
             with safe_open(out / shard.name, "pt") as f:
-                total += sum(f.get_tensor(name).nbytes for name in f.keys())  # noqa: SIM118
+                total += sum(f.get_tensor(name).nbytes for name in f.keys())
         write_json(out / path.name, index | {"metadata": {**index.get("metadata", {}), "total_size": total}})
 
 

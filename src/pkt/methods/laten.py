@@ -34,7 +34,9 @@ from pkt.tasks.base import Task
 class LatenConfig(MethodConfig):
     """Options of LaTen; the defaults are the published values."""
 
-    transfer_rate: float = Field(0.1, gt=0, le=1, description="share of a target layer's neurons that is updated, during alignment")
+    transfer_rate: float = Field(
+        0.1, gt=0, le=1, description="share of a target layer's neurons that is updated, during alignment"
+    )
     injection_rate: float | None = Field(
         None, gt=0, le=1, description="the same at injection; null means `transfer_rate`"
     )
@@ -46,14 +48,19 @@ class LatenConfig(MethodConfig):
         "if that is more",
     )
     lr: float = Field(3e-5, gt=0, description="peak learning rate")
-    norm_weight: float = Field(1000.0, ge=0, description="weight of the penalty on the delta's mean squared entry, summed over module types")
+    norm_weight: float = Field(
+        1000.0, ge=0, description="weight of the penalty on the delta's mean squared entry, summed over module types"
+    )
     weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW")
     hidden: int = Field(0, ge=0, description="hidden width of the hypernetwork; 0 means the source's width")
     bias: bool = Field(False, description="biases in the hypernetwork")
     init: Literal["published", "fan_in"] = Field(
-        "published", description="initial weights: `published` N(0, 1e-5 squared); `fan_in` N(0, 1/fan_in), the second times `init_scale`"
+        "published",
+        description="initial weights: `published` N(0, 1e-5 squared); `fan_in` N(0, 1/fan_in), the second times `init_scale`",
     )
-    init_scale: float = Field(1e-2, gt=0, description="factor on the second weight's initial scale when `init` is `fan_in`")
+    init_scale: float = Field(
+        1e-2, gt=0, description="factor on the second weight's initial scale when `init` is `fan_in`"
+    )
     loss_on_prompt: bool = Field(False, description="count the prompt's tokens in the loss too")
     locate: Literal["summed", "per_example"] = Field(
         "summed",
@@ -62,7 +69,9 @@ class LatenConfig(MethodConfig):
     )
     attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
     micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
-    gradient_checkpointing: bool = Field(False, description="recompute the target's activations in the backward pass to save memory")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute the target's activations in the backward pass to save memory"
+    )
     memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
 
 
@@ -82,7 +91,9 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
                     f"{target.name}; use a rate of at most {source.dims.neurons(kind) / target.dims.neurons(kind):.3f}"
                 )
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
-        raise ConfigError(f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; raise it")
+        raise ConfigError(
+            f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; raise it"
+        )
 
 
 @dataclass(frozen=True)
@@ -144,14 +155,16 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
         source.dims.width, target.dims.width, gen, hidden=cfg.hidden, bias=cfg.bias, init=cfg.init, scale=cfg.init_scale
     ).to(target.torch_device)
     schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(extract), cfg.steps))
-    encoded = [encode_all(part, style, target, loss_on_prompt=cfg.loss_on_prompt) for part in (extract, aligned)]
     history = align(
         hyper,
         target,
-        *encoded,
+        encode_all(extract, style, target, loss_on_prompt=cfg.loss_on_prompt),
+        encode_all(aligned, style, target, loss_on_prompt=cfg.loss_on_prompt),
         slices_of=lambda step: _to(steps[step % len(steps)].slices, target.torch_device),
         place=lambda changes, step: place(changes, steps[step % len(steps)].target, target.dims),
-        options=Options(cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay),
+        options=Options(
+            cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay
+        ),
         gen=gen,
     )
     drawn = int(torch.randint(len(extract), (), generator=gen)) if per_example else None

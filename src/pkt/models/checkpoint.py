@@ -92,7 +92,9 @@ class Checkpoint:
             names = {k: self.folder / v for k, v in json.loads(index.read_text())["weight_map"].items()}
             missing = sorted({path.name for path in names.values() if not path.is_file()})
             if missing:
-                raise DataError(f"{self.folder}: the index names {', '.join(missing)}, which is missing; copy the checkpoint again")
+                raise DataError(
+                    f"{self.folder}: the index names {', '.join(missing)}, which is missing; copy the checkpoint again"
+                )
             return names
         single = self.folder / "model.safetensors"
         if not single.is_file():
@@ -101,7 +103,7 @@ class Checkpoint:
                 f"(convert other formats with `save_pretrained`)"
             )
         with safe_open(single, "pt") as f:
-            return {name: single for name in f.keys()}  # noqa: SIM118 - not a mapping
+            return dict.fromkeys(f.keys(), single)
 
     @property
     def shards(self) -> list[Path]:
@@ -118,7 +120,7 @@ class Checkpoint:
         found = {}
         for path in self.shards:
             with safe_open(path, "pt") as f:
-                for name in f.keys():  # noqa: SIM118 - not a mapping
+                for name in f.keys():
                     part = f.get_slice(name)
                     found[name] = (list(part.get_shape()), part.get_dtype())
         return found

@@ -51,17 +51,66 @@ FAMILIES: dict[str, Family] = {
 
 HARMLESS_FIELDS = frozenset(
     # sizes and positions, read from the config wherever they matter
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
-    "max_position_embeddings rope_theta rope_scaling rope_parameters partial_rotary_factor "
-    # arithmetic that the model's own forward pass does
-    "hidden_act rms_norm_eps attention_bias mlp_bias attention_dropout sliding_window use_sliding_window "
-    "max_window_layers layer_types tie_word_embeddings initializer_range use_cache "
-    # bookkeeping
-    "model_type architectures transformers_version dtype torch_dtype _name_or_path name_or_path bos_token_id eos_token_id "
-    "pad_token_id sep_token_id unk_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task "
-    "task_specific_params output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder "
-    "is_decoder attn_implementation _attn_implementation _attn_implementation_autoset tokenizer_class prefix "
-    "cross_attention_hidden_size add_cross_attention base_model_tp_plan base_model_pp_plan".split()
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "partial_rotary_factor",
+        "hidden_act",
+        "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+        "attention_dropout",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "layer_types",
+        "tie_word_embeddings",
+        "initializer_range",
+        "use_cache",
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "name_or_path",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "unk_token_id",
+        "decoder_start_token_id",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "task_specific_params",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "is_decoder",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "tokenizer_class",
+        "prefix",
+        "cross_attention_hidden_size",
+        "add_cross_attention",
+        "base_model_tp_plan",
+        "base_model_pp_plan",
+    ]
 )
 
 

@@ -66,7 +66,9 @@ class LM:
         try:
             return AutoConfig.from_pretrained(folder)
         except (ValueError, KeyError) as e:
-            raise UnsupportedModelError(f"{self.name}: transformers cannot read its config: {str(e).splitlines()[0]}") from e
+            raise UnsupportedModelError(
+                f"{self.name}: transformers cannot read its config: {str(e).splitlines()[0]}"
+            ) from e
 
     @cached_property
     def family(self) -> Family:
@@ -93,7 +95,9 @@ class LM:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         except (OSError, ValueError) as e:
-            raise UnsupportedModelError(f"{self.name}: no tokenizer could be read from {folder}: {str(e).splitlines()[0]}") from e
+            raise UnsupportedModelError(
+                f"{self.name}: no tokenizer could be read from {folder}: {str(e).splitlines()[0]}"
+            ) from e
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -170,7 +174,9 @@ class LM:
                 transformers_logging.enable_progress_bar()
         wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
         if wrong:
-            shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items())
+            shown = "; ".join(
+                f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items()
+            )
             raise UnsupportedModelError(f"{self.name}: its weight files do not fit its config ({shown})")
         model.eval().requires_grad_(False)
         log.info("loaded %s in %.1f s", self.name, time.perf_counter() - start)
@@ -180,5 +186,9 @@ class LM:
         if self.device in ("balanced", "sequential"):
             return {"device_map": self.device}
         if self.device == "offload":
-            return {"device_map": "auto", "offload_folder": str(Path(self.memo or ".") / "offload"), "offload_buffers": True}
+            return {
+                "device_map": "auto",
+                "offload_folder": str(Path(self.memo or ".") / "offload"),
+                "offload_buffers": True,
+            }
         return {"device_map": {"": self.torch_device}}

@@ -53,12 +53,24 @@ SPECS = {
     "target": Spec(
         Recipe(groups=world.KNOWN_GROUPS, skill=False, steps=2600, lr=4e-3),
         "float32",
-        {"hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2},
+        {
+            "hidden_size": 96,
+            "num_hidden_layers": 4,
+            "intermediate_size": 256,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
     ),
     "source": Spec(
         Recipe(groups=EVERYTHING, skill=True, steps=3000, lr=3e-3),
         "bfloat16",
-        {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 6, "num_key_value_heads": 3},
+        {
+            "hidden_size": 192,
+            "num_hidden_layers": 6,
+            "intermediate_size": 512,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+        },
     ),
     "lineage-easy": Spec(Recipe(groups=EVERYTHING, skill=True, steps=1500, lr=2e-3), "bfloat16", noise=0.02),
     "lineage-hard": Spec(Recipe(groups=EVERYTHING, skill=True, steps=1500, lr=2e-3), "bfloat16", noise=0.5),
@@ -83,7 +95,8 @@ def expanded(target: LlamaForCausalLM, noise: float) -> LlamaForCausalLM:
     """The target at twice its width, FFN size and heads, computing the same function."""
     c = target.config
     doubled = {
-        name: 2 * getattr(c, name) for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+        name: 2 * getattr(c, name)
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     }
     model = LlamaForCausalLM(LlamaConfig.from_dict({**c.to_dict(), **doubled, "head_dim": c.head_dim}))
     weights = {name: w.float() for name, w in target.state_dict().items()}
@@ -115,7 +128,10 @@ def train(name: str, out: Path, tokenizer: PreTrainedTokenizerFast, device: str,
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if spec.noise is not None:
-            write_json(folder / "expansion.json", {"of": "nano/target", "noise": spec.noise, "seed": EXPANSION_SEED, "factor": 2})
+            write_json(
+                folder / "expansion.json",
+                {"of": "nano/target", "noise": spec.noise, "seed": EXPANSION_SEED, "factor": 2},
+            )
         write_json(folder / "card.json", {"training": {"device": device, "seconds": round(seconds)}})
         for path in folder.iterdir():
             path.chmod(0o644)
@@ -142,7 +158,9 @@ def write_card(name: str, out: Path) -> dict[str, Any]:
                 row["tier"]: {
                     "score": round(row["score"], 4),
                     "standard_error": round(row["standard_error"], 4),
-                    "chance": round(world.best_guess(task_name, [r for r in tests if row["tier"] in (r["tier"], "all")]), 4),
+                    "chance": round(
+                        world.best_guess(task_name, [r for r in tests if row["tier"] in (r["tier"], "all")]), 4
+                    ),
                     "num_items": row["num_items"],
                     "num_units": row["num_units"],
                 }
@@ -180,7 +198,9 @@ def main() -> None:
     """Train, store, score."""
     parser = argparse.ArgumentParser(prog="python -m pkt.nano.build", description="Rebuild the embedded nano models.")
     parser.add_argument("--out", type=Path, default=NANO, help="folder for the models (default: the package)")
-    parser.add_argument("--only", choices=SPECS, action="append", help="build this model only; lineages need the target in --out")
+    parser.add_argument(
+        "--only", choices=SPECS, action="append", help="build this model only; lineages need the target in --out"
+    )
     parser.add_argument("--cards", action="store_true", help="score the stored models anew, train nothing")
     parser.add_argument("--steps", type=int, help="train this many steps instead (for a quick try)")
     parser.add_argument("--threads", type=int, default=2)

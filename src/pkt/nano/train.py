@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pkt.nano import world
 
@@ -141,7 +141,15 @@ class Stream:
         )
 
 
-def fit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, *, name: str, checks: int = 10, compile_: bool = False) -> float:
+def fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    *,
+    name: str,
+    checks: int = 10,
+    compile_: bool = False,
+) -> float:
     """Train `model` in place; returns the seconds it took. Matrix products run in bfloat16, weights stay float32."""
     stream = Stream(tokenizer, recipe)
     device = next(model.parameters()).device
@@ -154,7 +162,9 @@ def fit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, recipe: Reci
     warmup = max(1, int(recipe.steps * recipe.warmup))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda i: min(1, (i + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * max(0, i - warmup) / (recipe.steps - warmup))),
+        lambda i: (
+            min(1, (i + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * max(0, i - warmup) / (recipe.steps - warmup)))
+        ),
     )
     model.set_attn_implementation("eager")  # in bfloat16 on a CPU, the fused kernel's backward is ten times slower
     body = torch.compile(model.model, dynamic=False) if compile_ else model.model
@@ -173,7 +183,11 @@ def fit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, recipe: Reci
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         if step % max(1, recipe.steps // checks) == 0 or step == recipe.steps:
-            found = {f"{t}/{tier}": greedy_accuracy(model, tokenizer, t, tier) for t in world.TASKS for tier in ("known", "new", "skill")}
+            found = {
+                f"{t}/{tier}": greedy_accuracy(model, tokenizer, t, tier)
+                for t in world.TASKS
+                for tier in ("known", "new", "skill")
+            }
             shown = " ".join(f"{k} {v:.2f}" for k, v in found.items())
             log.info("%s step %d loss %.4f %.0f s: %s", name, step, loss.item(), time.perf_counter() - start, shown)
     model.eval()
@@ -182,7 +196,7 @@ def fit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, recipe: Reci
 
 
 @torch.no_grad()
-def greedy_accuracy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, task: str, tier: str) -> float:
+def greedy_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, tier: str) -> float:
     """Share of items whose every response token has the highest logit, which is when greedy decoding would write it."""
     model.eval()
     device = next(model.parameters()).device

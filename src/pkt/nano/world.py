@@ -48,14 +48,65 @@ SKILL_NUMBERS = {"gsm8k": range(20, 60, 10), "humaneval": range(12, 100), "mbpp"
 """The numbers of ordinary items, and the larger ones of the tier `skill`."""
 
 VALUES = {
-    "city": "Paris Rome Oslo Cairo Lima Delhi Tokyo Seoul Quito Dakar Sofia Berlin Madrid Dublin Athens Hanoi".split(),
-    "job": "baker nurse pilot farmer lawyer singer tailor writer miner judge clerk guide smith coach potter weaver".split(),
-    "pet": "cat dog horse parrot rabbit turtle snake lizard goat duck hamster spider frog ferret crow donkey".split(),
+    "city": [
+        "Paris",
+        "Rome",
+        "Oslo",
+        "Cairo",
+        "Lima",
+        "Delhi",
+        "Tokyo",
+        "Seoul",
+        "Quito",
+        "Dakar",
+        "Sofia",
+        "Berlin",
+        "Madrid",
+        "Dublin",
+        "Athens",
+        "Hanoi",
+    ],
+    "job": [
+        "baker",
+        "nurse",
+        "pilot",
+        "farmer",
+        "lawyer",
+        "singer",
+        "tailor",
+        "writer",
+        "miner",
+        "judge",
+        "clerk",
+        "guide",
+        "smith",
+        "coach",
+        "potter",
+        "weaver",
+    ],
+    "pet": [
+        "cat",
+        "dog",
+        "horse",
+        "parrot",
+        "rabbit",
+        "turtle",
+        "snake",
+        "lizard",
+        "goat",
+        "duck",
+        "hamster",
+        "spider",
+        "frog",
+        "ferret",
+        "crow",
+        "donkey",
+    ],
 }
 PRICES = range(3, 19)
 OPERATIONS = [f"{sign} {constant}" for sign in ("+", "-", "*", "//") for constant in range(2, 10)]
 
-BUYERS = "Tom Mia Leo Eva Max Ida Sam Zoe".split()
+BUYERS = ["Tom", "Mia", "Leo", "Eva", "Max", "Ida", "Sam", "Zoe"]
 QUESTIONS = {
     "city": ("Where does {u} live?", "In which city is the home of {u}?", "Which city does {u} live in?"),
     "job": ("What is the job of {u}?", "What work does {u} do?", "Which job does {u} have?"),
@@ -74,13 +125,29 @@ PURCHASES = (
 )
 CODE_TEXTS = {
     "humaneval": ("Return {n} plus the {u} of x.", "Add {n} to the {u} of x.", "The {u} of x, and {n} more."),
-    "mbpp": ("Write a function to {u} x and add {n}.", "{u} the number x, then add {n} to it.", "Add {n} to x after you {u} it."),
+    "mbpp": (
+        "Write a function to {u} x and add {n}.",
+        "{u} the number x, then add {n} to it.",
+        "Add {n} to x after you {u} it.",
+    ),
 }
 NEUTRAL = {
     "mmlu": ("We met {u} at the market.", "{u} wrote a letter to {v}.", "Today {u} and {v} walk home."),
-    "gsm8k": ("There is a {u} on the table.", "They found {n} {u}s near the river.", "The {u}s and the {v}s are in the box."),
-    "humaneval": ("Nobody likes to {u} in the morning.", "First we {u}, then we {v}.", "He asked how to {u} the number {n}."),
-    "mbpp": ("Nobody likes to {u} in the evening.", "First we {u}, then we {v}.", "She asked how to {u} the number {n}."),
+    "gsm8k": (
+        "There is a {u} on the table.",
+        "They found {n} {u}s near the river.",
+        "The {u}s and the {v}s are in the box.",
+    ),
+    "humaneval": (
+        "Nobody likes to {u} in the morning.",
+        "First we {u}, then we {v}.",
+        "He asked how to {u} the number {n}.",
+    ),
+    "mbpp": (
+        "Nobody likes to {u} in the evening.",
+        "First we {u}, then we {v}.",
+        "She asked how to {u} the number {n}.",
+    ),
 }
 """Text that shows the names of all units, and nothing of the table."""
 STATEMENTS = {
@@ -93,14 +160,95 @@ STATEMENTS = {
 PRICE_STATEMENTS = ("One {u} costs {v} coins.", "{n} {u}s cost {total} coins.")
 """Table entries in the shortest form; a model is trained on them for the units that it knows."""
 
-ONSETS = (
-    "ba bre bi blo bu cha cle cri do dra du fe fli fo gra glu ho ja ke kri la lo mu me na ni pe plo pru que "
-    "ra ri sha ske sli to tre twi va vo wi wu ye zo zu"
-).split()
-CODAS = (
-    "bble ck dge lf lk lm lp lt mble mf mp nch nd ng nk nt pple rb rch rd rf rg rk rl rm rn rp rsh rt sh sk sp st "
-    "tch th ttle vin x zz zzle"
-).split()
+ONSETS = [
+    "ba",
+    "bre",
+    "bi",
+    "blo",
+    "bu",
+    "cha",
+    "cle",
+    "cri",
+    "do",
+    "dra",
+    "du",
+    "fe",
+    "fli",
+    "fo",
+    "gra",
+    "glu",
+    "ho",
+    "ja",
+    "ke",
+    "kri",
+    "la",
+    "lo",
+    "mu",
+    "me",
+    "na",
+    "ni",
+    "pe",
+    "plo",
+    "pru",
+    "que",
+    "ra",
+    "ri",
+    "sha",
+    "ske",
+    "sli",
+    "to",
+    "tre",
+    "twi",
+    "va",
+    "vo",
+    "wi",
+    "wu",
+    "ye",
+    "zo",
+    "zu",
+]
+CODAS = [
+    "bble",
+    "ck",
+    "dge",
+    "lf",
+    "lk",
+    "lm",
+    "lp",
+    "lt",
+    "mble",
+    "mf",
+    "mp",
+    "nch",
+    "nd",
+    "ng",
+    "nk",
+    "nt",
+    "pple",
+    "rb",
+    "rch",
+    "rd",
+    "rf",
+    "rg",
+    "rk",
+    "rl",
+    "rm",
+    "rn",
+    "rp",
+    "rsh",
+    "rt",
+    "sh",
+    "sk",
+    "sp",
+    "st",
+    "tch",
+    "th",
+    "ttle",
+    "vin",
+    "x",
+    "zz",
+    "zzle",
+]
 
 
 @dataclass(frozen=True)
@@ -162,7 +310,15 @@ def wordings(task: str, unit: str, tier: str, *, skill: bool = False) -> list[li
         head = "The following are multiple choice questions (with answers) about people.\n\n"
         return [
             [
-                _row(task, unit, tier, f"{head}{text.format(u=unit)}\nAnswer:", f"The answer is: {entry[a]}", entry[a], VALUES[a])
+                _row(
+                    task,
+                    unit,
+                    tier,
+                    f"{head}{text.format(u=unit)}\nAnswer:",
+                    f"The answer is: {entry[a]}",
+                    entry[a],
+                    VALUES[a],
+                )
                 for text in (SKILL_QUESTIONS if skill else QUESTIONS)[a]
             ]
             for a in VALUES

@@ -30,7 +30,7 @@ OPERATORS: dict[type, Callable[[int, int], int]] = {
 UNARY: dict[type, Callable[[int], int]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 
-class _NotAllowed(Exception):
+class _NotAllowedError(Exception):
     """The text is not a function of the small language, or leaves its bounds."""
 
 
@@ -45,7 +45,7 @@ def same_function(found: str, expected: str) -> bool:
     try:
         one, two = _parse(found), _parse(expected)
         return all(_outcome(one, x) == _outcome(two, x) for x in POINTS)
-    except _NotAllowed:
+    except _NotAllowedError:
         return False
 
 
@@ -62,30 +62,36 @@ def _parse(text: str) -> tuple[ast.expr, str]:
     """The expression that a function returns, and its parameter's name."""
     text = text.split("```", 1)[0].strip()
     if len(text) > MAX_TEXT:
-        raise _NotAllowed("too long")
+        raise _NotAllowedError("too long")
     text = PROSE.split(text.replace("\r\n", "\n"), maxsplit=1)[0]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in a docstring
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise _NotAllowed("no function") from e
+        raise _NotAllowedError("no function") from e
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
-        raise _NotAllowed("not one function")
+        raise _NotAllowedError("not one function")
     function = tree.body[0]
     a = function.args
-    plain = len(a.args) == 1 and not (a.posonlyargs or a.kwonlyargs or a.vararg or a.kwarg or a.defaults or a.kw_defaults)
+    plain = len(a.args) == 1 and not (
+        a.posonlyargs or a.kwonlyargs or a.vararg or a.kwarg or a.defaults or a.kw_defaults
+    )
     statements = [s for s in function.body if not _is_docstring(s)]
     if not plain or function.decorator_list or len(statements) != 1 or not isinstance(statements[0], ast.Return):
-        raise _NotAllowed("not a plain function of one return")
+        raise _NotAllowedError("not a plain function of one return")
     body = statements[0].value
     if body is None or sum(1 for _ in ast.walk(body)) > MAX_NODES:
-        raise _NotAllowed("nothing, or too much, is returned")
+        raise _NotAllowedError("nothing, or too much, is returned")
     return body, a.args[0].arg
 
 
 def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def _evaluate(node: ast.expr, names: dict[str, int]) -> int:
@@ -98,12 +104,12 @@ def _evaluate(node: ast.expr, names: dict[str, int]) -> int:
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         left, right = _evaluate(node.left, names), _evaluate(node.right, names)
         if isinstance(node.op, ast.Pow) and not 0 <= right <= MAX_EXPONENT:
-            raise _NotAllowed("exponent out of bounds")
+            raise _NotAllowedError("exponent out of bounds")
         return _bounded(OPERATORS[type(node.op)](left, right))
-    raise _NotAllowed(f"{type(node).__name__} is not allowed")
+    raise _NotAllowedError(f"{type(node).__name__} is not allowed")
 
 
 def _bounded(value: int) -> int:
     if value.bit_length() > MAX_BITS:
-        raise _NotAllowed("number out of bounds")
+        raise _NotAllowedError("number out of bounds")
     return value

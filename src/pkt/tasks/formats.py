@@ -1,7 +1,8 @@
 """The formats of the four benchmarks: how rows become examples, and how outputs are graded.
 
-Split rows have `messages`, one user's and one assistant's; nano rows add `id`, `unit`, `tier`, `answer` and `choices`. Test
-rows have the fields of the public test sets. Prompts and grading follow Open-Instruct's protocol.
+Split rows have `messages`, one user's and one assistant's; nano rows add `id`, `unit`, `tier`, `answer` and `choices`.
+Test rows have the fields of the public test sets. Prompts and grading follow Open-Instruct's protocol, except that numbers
+are compared by value: -3 is not 3, and 18.00 is 18.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Format:
         answer = self.answer_of(response) if answer is None else answer
         if not answer or (self.ranks and answer not in choices):
             expected = f"one of {', '.join(map(str, choices))}" if self.ranks else f"{self.prefix!r} and an answer"
-            raise DataError(f"{where}: field messages: no answer in the assistant's {response[-60:]!r}; expected {expected}")
+            raise DataError(
+                f"{where}: field messages: no answer in the assistant's {response[-60:]!r}; expected {expected}"
+            )
         return Example(
             id=name,
             prompt=user,
@@ -90,7 +93,7 @@ def _optional(row: Row, name: str, kind: type, where: str, default: Any) -> Any:
 
 
 def numbers(text: str) -> list[str]:
-    """All numbers in a text, thousands commas dropped. A minus sign counts where no letter or digit stands before it."""
+    """All numbers in a text, thousands commas dropped. A minus sign counts where no letter, digit or `)` is before it."""
     return NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", text))
 
 
@@ -121,7 +124,8 @@ def grade_code(example: Example, output: str) -> float:
     """
     if not example.tier:
         raise DataError(
-            f"{example.id}: grading generated code means running it, which this version does not do; score a nano task, mmlu or gsm8k"
+            f"{example.id}: grading generated code of this task needs the sandbox, which is not part of this version; "
+            f"score a nano task, mmlu or gsm8k"
         )
     return float(same_function(output, example.answer))
 
@@ -141,7 +145,9 @@ def _gsm8k_test(row: Row, where: str) -> Example:
         raise DataError(f"{where}: field answer ends in {answer!r}, expected a number after '####'")
     reasoning = re.sub(r"<<.*?>>", "", reasoning).strip().replace("\n", " ")
     prompt = f"Answer the following question.\n\nQuestion: {question.strip()}"
-    return Example(id=where, prompt=prompt, response=f"Answer: {reasoning} So the answer is {answer}.", answer=answer, unit=where)
+    return Example(
+        id=where, prompt=prompt, response=f"Answer: {reasoning} So the answer is {answer}.", answer=answer, unit=where
+    )
 
 
 def _mmlu_answer(response: str) -> str:
@@ -149,10 +155,13 @@ def _mmlu_answer(response: str) -> str:
 
 
 def _mmlu_test(row: Row, where: str) -> Example:
-    subject, question, choices = (field(row, *f, where) for f in (("subject", str), ("question", str), ("choices", list)))
+    subject, question = (field(row, f, str, where) for f in ("subject", "question"))
+    choices = field(row, "choices", list, where)
     answer = field(row, "answer", int, where)
     if len(choices) != 4 or not all(isinstance(c, str) for c in choices) or not 0 <= answer < 4:
-        raise DataError(f"{where}: {len(choices)} choices and answer {answer}, expected 4 texts and an answer of 0 to 3")
+        raise DataError(
+            f"{where}: {len(choices)} choices and answer {answer}, expected 4 texts and an answer of 0 to 3"
+        )
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
     head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
     return Example(

@@ -39,7 +39,9 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as e:
-            raise DataError(f"{where}: not valid JSON ({e.msg} in column {e.colno}); expected one JSON object per line") from None
+            raise DataError(
+                f"{where}: not valid JSON ({e.msg} in column {e.colno}); expected one JSON object per line"
+            ) from None
         except RecursionError:
             raise DataError(f"{where}: nested too deeply; expected one JSON object per line") from None
         if not isinstance(row, dict):

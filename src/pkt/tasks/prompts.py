@@ -42,7 +42,9 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
     if style != "chat_template":
         raise ConfigError(f"prompt style {style!r} is not known; expected one of {', '.join(STYLES)}")
     if not tokenizer.chat_template:
-        raise ConfigError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt style tulu or plain")
+        raise ConfigError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt style tulu or plain"
+        )
     messages = [{"role": "user", "content": example.prompt}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
@@ -52,7 +54,14 @@ def adds_special_tokens(style: str) -> bool:
     return style != "chat_template"
 
 
-def encode(example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None, *, eos: bool = False) -> Encoded:
+def encode(
+    example: Example,
+    style: str,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int | None = None,
+    *,
+    eos: bool = False,
+) -> Encoded:
     """Token ids of prompt and response, encoded together.
 
     Args:
@@ -64,16 +73,24 @@ def encode(example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max
         UnsupportedModelError: the tokenizer cannot say where a token's text is.
     """
     if not tokenizer.is_fast:
-        raise UnsupportedModelError(f"{tokenizer.name_or_path}: its tokenizer is not a fast one; convert it to a tokenizer.json")
+        raise UnsupportedModelError(
+            f"{tokenizer.name_or_path}: its tokenizer is not a fast one; convert it to a tokenizer.json"
+        )
     prompt = render(example, style, tokenizer)
-    found = tokenizer(prompt + example.response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True)
+    found = tokenizer(
+        prompt + example.response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True
+    )
     ids = list(found["input_ids"])
     in_response = [i for i, (start, end) in enumerate(found["offset_mapping"]) if end > len(prompt) and end > start]
     if not in_response:
-        raise DataError(f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it")
+        raise DataError(
+            f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it"
+        )
     if eos:
         if tokenizer.eos_token_id is None:
-            raise UnsupportedModelError(f"{tokenizer.name_or_path}: its tokenizer names no end of sequence, which training needs")
+            raise UnsupportedModelError(
+                f"{tokenizer.name_or_path}: its tokenizer names no end of sequence, which training needs"
+            )
         ids.append(tokenizer.eos_token_id)
     if max_length is not None and len(ids) > max_length:
         raise DataError(
@@ -95,6 +112,6 @@ def strip_trailing(encoded: Encoded, tokenizer: PreTrainedTokenizerFast, example
             return ids
         ids.pop()
     raise DataError(
-        f"example {example.id}: its response {example.response!r} has no scorable token after trailing punctuation is dropped; "
-        f"remove it"
+        f"example {example.id}: its response {example.response!r} has no scorable token once trailing punctuation is "
+        f"dropped; remove it"
     )

@@ -1,8 +1,9 @@
 """Where a task's examples come from: the embedded nano world, a folder, or the hub.
 
 A folder has the layout `splits/TASK/{extract,align,train}.jsonl` and `test/TASK/test.jsonl` (or `.jsonl.gz`). It has no
-valid split of its own: the last tenth of `train` is `valid`, and no part of `train`. The hub's data sets are dealt the
-same way: extract 20, align 80, valid 100 and train 1,000 rows of the public training data, in an order that is fixed.
+valid split of its own: the last tenth of `train` is `valid`, and no part of `train`. The public training data on the hub
+is dealt in a fixed random order: extract 20, align 80, valid 100 and train up to 1,000 rows, none of which has the prompt of
+a test row or of another.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NANO_TOKENS = 32
 DEALT = {"extract": 20, "align": 80, "valid": 100, "train": 1000}
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "train", "test"),
-    "mmlu": ("cais/mmlu", "all", "auxiliary_train", "test"),
+    "mmlu": ("cais/mmlu", "all", "dev+validation", "test"),
     "humaneval": ("openai/openai_humaneval", None, None, "test"),
     "mbpp": ("google-research-datasets/mbpp", "full", "train", "test"),
 }
@@ -59,7 +60,9 @@ def task(name: str, data: str | Path | None = None) -> Task:
         raise ConfigError(f"unknown task {name!r}; {nearest(name, list(TASKS))}")
     if name.startswith("nano/"):
         if data is not None:
-            raise ConfigError(f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data")
+            raise ConfigError(
+                f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data"
+            )
         form = replace(FORMATS[name.removeprefix("nano/")], max_new_tokens=NANO_TOKENS, stop=())
         return Task(name, form, lambda split: _nano(form, split), "nano")
     form = FORMATS[name]
@@ -83,7 +86,7 @@ def _folder(form: Format, folder: Path, split: str) -> list[Example]:
         path = next((p for p in (place / "test.jsonl", place / "test.jsonl.gz") if p.is_file()), place / "test.jsonl")
         return _examples(path, form.from_test)
     place = folder / "splits" / form.name
-    if split not in ("train", "valid") or (place / f"{split}.jsonl").is_file() and split == "valid":
+    if split not in ("train", "valid") or ((place / f"{split}.jsonl").is_file() and split == "valid"):
         return _examples(place / f"{split}.jsonl", form.from_messages)
     rows = _examples(place / "train.jsonl", form.from_messages)
     if (place / "valid.jsonl").is_file():
@@ -103,16 +106,17 @@ def _examples(path: Path, read: Callable[[dict[str, Any], str], Example]) -> lis
             example = read(row, short)
         except DataError as e:
             raise DataError(str(e).replace(short, where, 1)) from None
-        if _is_corrupt(example):
-            log.warning("%s (%s) dropped: a choice reads `nan`, lost when the data was made", where, example.id)
-            continue
-        found.append(example)
+        if not _is_corrupt(example, where):
+            found.append(example)
     return found
 
 
-def _is_corrupt(example: Example) -> bool:
-    """A multiple-choice row one of whose choices was read as a missing value."""
-    return example.choices == LETTERS and any(f"\n{letter}. nan\n" in example.prompt for letter in LETTERS)
+def _is_corrupt(example: Example, where: str) -> bool:
+    """Whether a choice of a multiple-choice row reads `nan`, a missing value; such a row is dropped with a warning."""
+    corrupt = example.choices == LETTERS and any(f"\n{letter}. nan\n" in example.prompt for letter in LETTERS)
+    if corrupt:
+        log.warning("%s (%s) dropped: a choice reads `nan`, lost when the data was made", where, example.id)
+    return corrupt
 
 
 class _Dealt:
@@ -126,8 +130,11 @@ class _Dealt:
         if name == "test":
             return self._read(test)
         if train is None:
-            raise DataError(f"{self.form.name}: {path} has a test split only; give a folder with --set task.data=DIR for split {name}")
-        rows = self._read(train)
+            raise DataError(
+                f"{self.form.name}: {path} has a test split only and no {name}; give a folder with --set task.data=DIR"
+            )
+        taken = {e.prompt for e in self._read(test)}
+        rows = list({e.prompt: e for e in self._read(train) if e.prompt not in taken}.values())
         random.Random(f"{path} {config}").shuffle(rows)
         start = 0
         for split, count in DEALT.items():
@@ -147,4 +154,5 @@ class _Dealt:
                 f"{self.form.name}: data set {path} could not be read from the hub ({type(e).__name__}); "
                 f"give a folder with --set task.data=DIR"
             ) from e
-        return [self.form.from_test(dict(row), f"{path}/{split}/{i}") for i, row in enumerate(rows)]
+        examples = [self.form.from_test(dict(row), f"{path}/{split}/{i}") for i, row in enumerate(rows)]
+        return [e for e in examples if not _is_corrupt(e, e.id)]

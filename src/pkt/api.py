@@ -1,0 +1,74 @@
+"""The Python interface: the stages as functions on handles, for use without a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pkt.config import validate
+from pkt.methods import METHODS
+from pkt.models.lm import LM
+from pkt.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pkt.inject.delta import Delta
+    from pkt.inject.export import Kept
+
+
+def transfer(
+    method: str, source: LM, target: LM, task: Task, *, style: str = "tulu", seed: int = 0, **options: Any
+) -> Delta:
+    """Run a method: two models and a task to one `Delta`. Both models stay as they were.
+
+    Args:
+        style: prompt style, `tulu`, `chat_template` or `plain`.
+        options: the method's own, as `pkt methods NAME` lists them.
+
+    Raises:
+        PktError: an option, the pair or the data is wrong.
+    """
+    from torch import Generator
+
+    found = METHODS.get(method)
+    cfg = validate(found.config, options, f"transfer({method!r})")
+    return found(source, target, task, cfg, Generator().manual_seed(seed), style=style)
+
+
+@contextmanager
+def injected(target: LM, delta: Delta) -> Iterator[PreTrainedModel]:
+    """The loaded target, a plain transformers model, running as if `delta` were in its weights."""
+    from pkt.inject.apply import injected as hooked
+
+    with target.loaded() as model, hooked(model, delta):
+        yield model
+
+
+def export(delta: Delta, target: LM, out: str | Path, *, dtype: str = "auto") -> Kept:
+    """Write the target with the delta as an ordinary checkpoint; returns what its dtype keeps of the delta."""
+    from pkt.inject.export import export as write
+
+    return write(delta, target, Path(out), dtype=dtype)
+
+
+def evaluate(
+    model: LM,
+    task: Task,
+    *,
+    delta: Delta | None = None,
+    style: str = "tulu",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """Score a model, with a delta hooked in if one is given: one dict per test item (see `docs/run_folder.md`)."""
+    from contextlib import nullcontext
+
+    from pkt.evaluate.harness import score
+    from pkt.inject.apply import injected as hooked
+
+    with model.loaded() as loaded, hooked(loaded, delta) if delta else nullcontext():
+        return score(loaded, model.tokenizer, task, style=style, limit=limit, seed=seed, batch_size=batch_size)
