@@ -203,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--cards", action="store_true", help="score the stored models anew, train nothing")
     parser.add_argument("--steps", type=int, help="train this many steps instead (for a quick try)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more change the rounding, and so the weights")
     parser.add_argument("--no-compile", action="store_true", help="run eagerly; slower, but needs no C++ compiler")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
