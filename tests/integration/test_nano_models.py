@@ -1,0 +1,80 @@
+"""The embedded models are those of their cards, and meet their bars."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pkt.models.checkpoint import NANO, file_digest
+from pkt.models.lm import LM
+from pkt.nano import world
+from pkt.nano.build import SPECS, check_bars, true_change
+from pkt.nano.train import greedy_accuracy
+
+CARDS = {name: json.loads((NANO / name / "card.json").read_text()) for name in SPECS}
+
+
+def test_bars_are_met_on_the_cards():
+    assert check_bars(CARDS) == []
+    worse = json.loads(json.dumps(CARDS))
+    worse["source"]["scores"]["mmlu"]["new"]["score"] = 0.9
+    worse["target"]["scores"]["mbpp"]["new"]["score"] = 0.5
+    assert len(check_bars(worse)) == 2
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_files_are_those_of_the_card(name):
+    for file, digest in CARDS[name]["sha256"].items():
+        assert file_digest(NANO / name / file) == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("target", "mmlu"), ("target", "gsm8k"), ("source", "mbpp"), ("lineage-hard", "gsm8k")]
+)
+def test_scores_are_those_of_the_card(name, task):
+    """Greedy decoding can be checked in one forward pass; ranked choices can only be better than it."""
+    lm = LM(f"nano/{name}", dtype="float32", device="cpu")
+    with lm.loaded() as model:
+        for tier in ("known", "new"):
+            found, told = greedy_accuracy(model, lm.tokenizer, task, tier), CARDS[name]["scores"][task][tier]["score"]
+            assert found == pytest.approx(told, abs=0.02) if task != "mmlu" else found <= told + 0.02
+
+
+def test_models_differ_in_every_size_and_share_a_tokenizer():
+    source, target = LM("nano/source"), LM("nano/target")
+    for size in ("layers", "width", "ffn", "heads", "kv_heads"):
+        assert getattr(source.dims, size) > getattr(target.dims, size)
+    assert source.dims.kv_heads < source.dims.heads
+    assert target.dims.kv_heads < target.dims.heads
+    assert source.dims.context == target.dims.context == 4096
+    assert source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+
+
+def test_all_models_fit_into_24_megabytes():
+    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) < 24e6
+
+
+def test_values_are_single_tokens_and_units_several():
+    """So the answer's last token carries the knowledge, and no embedding holds a fact by itself."""
+    tokenizer = LM("nano/target").tokenizer
+    for value in (v for values in world.VALUES.values() for v in values):
+        assert len(tokenizer(f" {value}", add_special_tokens=False)["input_ids"]) == 1
+    units = [u for task in world.TASKS for u in world.table(task).entries]
+    single = [u for u in units if len(tokenizer(f" {u}", add_special_tokens=False)["input_ids"]) == 1]
+    assert len(single) < 0.01 * len(units)
+
+
+@pytest.mark.parametrize(("name", "least"), [("lineage-easy", 0.95), ("lineage-hard", 0.80)])
+def test_the_true_change_of_a_lineage_source_carries_the_knowledge(name, least):
+    """Positive control: the source's change, mapped back through the inverse expansion, gives the target what is new."""
+    target = LM("nano/target", dtype="float32", device="cpu")
+    with target.loaded() as model:
+        change = true_change(NANO / name, NANO / "target")
+        weights = model.state_dict()
+        assert weights.keys() == change.keys()
+        model.load_state_dict({key: weights[key] + change[key] for key in weights})
+        with torch.no_grad():
+            for task in ("mmlu", "humaneval"):
+                assert greedy_accuracy(model, target.tokenizer, task, "new") >= least
