@@ -28,12 +28,12 @@ from pkt.tasks.prompts import encode, strip_trailing
 RATE = 0.1
 
 
-def make(folder: Path, layers: int, width: int, ffn: int, vocabulary: int) -> LM:
+def make(folder: Path, layers: int, width: int, ffn: int, vocabulary: int, heads: int = 10) -> LM:
     """A random Llama and a tokenizer of whole words."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=10,
-        num_key_value_heads=5, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.05,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads // 2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.05,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     special = ["<unk>", "<eos>", "<pad>"]

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from pkt.errors import PktError
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 out = Console()
 err = Console(stderr=True)
 
@@ -55,7 +58,7 @@ def _setup(
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=err, show_path=False, show_level=False)],
+        handlers=[RichHandler(console=err, show_path=False, show_level=False, show_time=False)],
     )
     logging.getLogger("pkt").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -296,12 +299,23 @@ def _show(folder: Path) -> None:
 def main() -> None:
     """Entry point: one line and exit code 2 for what a user can cause."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="pkt", standalone_mode=False)
     except PktError as e:
         if "--debug" in sys.argv:
             raise
-        err.print(f"error: {e}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(e))
+    except TyperException as e:
+        command = getattr(getattr(e, "ctx", None), "command_path", "pkt")
+        _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`")
+    except OSError as e:
+        if "--debug" in sys.argv or e.filename is None:
+            raise
+        _fail(f"{e.filename}: {e.strerror}; check the path, its permissions and the space on its disk")
+    if code == INTERRUPTED:
         err.print("interrupted; run the same command again to continue", highlight=False)
-        sys.exit(130)
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"error: {' '.join(message.splitlines())}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

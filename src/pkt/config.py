@@ -19,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 class Section(BaseModel):
     """Part of a recipe: no unknown key, no conversion between types, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -34,6 +34,10 @@ class TaskSection(Section):
 
     name: str = Field(description="`nano/mmlu`, `gsm8k`, ...: see `pkt tasks`")
     data: str | None = Field(None, description="folder with the task's data; null means the embedded world or the hub")
+    drop_overlap: bool = Field(
+        default=False,
+        description="drop examples of the other splits that stand in the test split, with a warning, instead of refusing them",
+    )
     prompt_style: Literal["tulu", "chat_template", "plain"] = Field(
         "tulu", description="how prompt and response are joined"
     )
@@ -75,7 +79,7 @@ class Recipe(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of both models in memory; `auto` as stored"
     )
-    seed: int = Field(0, ge=0, description="of every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
 
     @field_validator("source", "target", mode="before")
     @classmethod
@@ -83,10 +87,10 @@ class Recipe(Section):
         """`source: nano/source` is short for `source: {name: nano/source}`."""
         return {"name": value} if isinstance(value, str) else value
 
-    @field_validator("method")
+    @field_validator("method", mode="before")
     @classmethod
-    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("name"), str):
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             raise ValueError("needs a `name`, for example `name: laten`")
         return value
 
@@ -131,6 +135,19 @@ def read_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML{line}: {getattr(e, 'problem', None) or e}") from None
 
 
+def read_yaml_file(path: Path) -> Any:
+    """Parse a YAML file strictly.
+
+    Raises:
+        ConfigError: as `read_yaml`, or the file is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8 (byte {e.start}); save it as UTF-8") from None
+    return read_yaml(text, str(path))
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path, or the name of a shipped one."""
     path = Path(name)
@@ -149,7 +166,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: with file, key path and what would be right.
     """
     path = find_recipe(name)
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    data = read_yaml_file(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
     data.setdefault("name", path.stem)

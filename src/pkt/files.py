@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files of processes that were killed while they wrote."""
+    import psutil
+
+    found = []
+    for path in folder.rglob(".*") if folder.is_dir() else ():
+        match = re.fullmatch(r"\..+\.(\d+)", path.name)
+        if match and path.is_file() and not psutil.pid_exists(int(match[1])):
+            found.append(path)
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

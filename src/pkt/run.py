@@ -17,9 +17,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkt.config import Recipe, validate
+from pkt.config import Recipe, read_yaml_file, validate
 from pkt.errors import ConfigError, DataError
-from pkt.files import write_json, write_text
+from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
@@ -48,8 +48,10 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None) -> None:
-        self.recipe, self.folder, self.machine = recipe, folder, machine or Machine()
+        self.folder, self.machine = folder, machine or Machine()
         self.method, self.options = _method(recipe)
+        resolved = {"name": self.method.name, **self.options.model_dump()}
+        self.recipe = recipe.model_copy(update={"method": resolved})
         self._check_folder()
 
     @staticmethod
@@ -59,29 +61,27 @@ class Run:
         Raises:
             DataError: there is none.
         """
-        from pkt.config import read_yaml
-
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise DataError(
                 f"{folder}: no recipe.yaml in it; start with `pkt run` or `pkt locate RECIPE --out {folder}`"
             )
-        return Run(validate(Recipe, read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), folder, machine)
+        return Run(validate(Recipe, read_yaml_file(path), str(path)), folder, machine)
 
     def _check_folder(self) -> None:
         path = self.folder / "recipe.yaml"
-        if self.folder.is_file():
-            raise ConfigError(f"{self.folder} is a file; give a folder")
+        for place in (self.folder, *self.folder.parents):
+            if place.exists() and not place.is_dir():
+                raise ConfigError(f"{place} is a file; give a folder")
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            if self.folder.is_dir() and set(self.folder.iterdir()) - set(leftovers(self.folder)):
                 raise ConfigError(f"{self.folder} holds files but no run; give a new or empty folder")
             return
-        from pkt.config import read_yaml
-
-        other = read_yaml(path.read_text(encoding="utf-8"), str(path))
-        if other.get("name") != self.recipe.name:
+        other = read_yaml_file(path)
+        name = other.get("name") if isinstance(other, dict) else None
+        if name != self.recipe.name:
             raise ConfigError(
-                f"{self.folder} holds the run of recipe {other.get('name')!r}, not of {self.recipe.name!r}; give another folder"
+                f"{self.folder} holds the run of recipe {name!r}, not of {self.recipe.name!r}; give another folder"
             )
 
     @cached_property
@@ -104,7 +104,8 @@ class Run:
     def task(self) -> Task:
         from pkt.tasks.sources import task
 
-        return task(self.recipe.task.name, self.recipe.task.data)
+        found = task(self.recipe.task.name, self.recipe.task.data)
+        return found.without_test_items() if self.recipe.task.drop_overlap else found
 
     @property
     def style(self) -> str:
@@ -119,21 +120,48 @@ class Run:
                 raise DataError(
                     f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example"
                 )
-        resolved = self.recipe.model_copy(update={"method": {"name": self.method.name, **self.options.model_dump()}})
-        write_text(self.folder / "recipe.yaml", resolved.to_yaml())
-        write_json(self.folder / "env.json", environment(self.source, self.target, self.machine))
+        self._check_examples()
+        found = environment(self.source, self.target, self.machine)
+        write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        write_json(self.folder / "env.json", found)
+
+    def _check_examples(self) -> None:
+        """Every example can be encoded and graded, as far as tokenizers tell."""
+        from pkt.evaluate.harness import draw
+        from pkt.tasks.prompts import encode, render, strip_trailing
+
+        for name in self.method.splits:
+            for example in self.task.split(name):
+                encode(example, self.style, self.target.tokenizer, self.target.dims.context, eos=True)
+        if self.method.locate is not None:
+            for lm in (self.source, self.target):
+                for example in self.task.split("extract"):
+                    strip_trailing(encode(example, self.style, lm.tokenizer, lm.dims.context), lm.tokenizer, example)
+        cfg = self.recipe.evaluate
+        if cfg.arms:
+            self._guard_text()
+            for example in draw(self.task.split("test"), cfg.limit, self.recipe.seed):
+                self.task.format.grade(example, "")
+                render(example, self.style, (self.source if "source" in cfg.arms else self.target).tokenizer)
 
     def locate(self) -> None:
         """Attribution scores of both models, kept in `neurons/`."""
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
-        key = self._key("locate", self._inputs("extract"), self.method.locate_key(self.options))
+        key = self._key("locate", self._inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
         self._stage("locate", key, self._locate)
 
     def _locate(self) -> list[Path]:
         assert self.method.locate is not None
+        self._drop_damaged_neurons()
         self.method.locate(self.source, self.target, self.task, self.options, self.style)
         return sorted((self.folder / "neurons").glob("*.safetensors"))
+
+    def _drop_damaged_neurons(self) -> None:
+        """Remove scores that changed since they were written, so that they are made anew."""
+        for name, digest in self.stages().get("locate", {"files": {}})["files"].items():
+            if not _matches(self.folder / name, digest):
+                (self.folder / name).unlink(missing_ok=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -142,6 +170,7 @@ class Run:
         path = self.folder / "delta.safetensors"
 
         def make() -> list[Path]:
+            self._drop_damaged_neurons()
             delta = self.method(
                 self.source,
                 self.target,
@@ -173,18 +202,46 @@ class Run:
         def make() -> list[Path]:
             kept = export(Delta.load(delta_path), self.target, out, dtype=self.recipe.export.dtype)
             write_json(self.folder / "export.json", kept_record(kept))
-            return [self.folder / "export.json", *sorted(out.glob("*.safetensors")), out / "config.json"]
+            return [self.folder / "export.json", *sorted(p for p in out.iterdir() if p.is_file())]
 
         self._stage("inject", key, make)
         return out
 
     def evaluate(self) -> list[dict[str, Any]]:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
-        for arm in self.recipe.evaluate.arms:
+        arms = self.recipe.evaluate.arms
+        if "result" in arms and not (self.folder / "model" / "config.json").is_file():
+            raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
+        self._drop_damaged_scores()
+        for arm in arms:
             lm: LM = getattr(self, arm)
             key = self._key("evaluate", arm, lm.digest, *self._evaluation())
-            self._stage(f"evaluate {arm}", key, partial(self._score, arm, lm))
+            self._stage(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self._arm_digest, arm))
+        self._write_scores(self.scores())  # without arms that the recipe no longer names
         return self.scores()
+
+    def _drop_damaged_scores(self) -> None:
+        """Remove results that cannot be read, so that they are made anew."""
+        for name, read in (("scores.jsonl", self.scores), ("perplexity.json", self.perplexities)):
+            try:
+                read()
+            except ValueError:
+                log.warning("%s is damaged; made anew", self.folder / name)
+                (self.folder / name).unlink()
+
+    def _arm_digest(self, arm: str) -> str:
+        """Hash of an arm's share of `scores.jsonl` and `perplexity.json`."""
+        lines = [line for line in self.scores() if line["arm"] == arm]
+        return self._key(lines, self.perplexities().get(arm))
+
+    def _write_scores(self, lines: list[dict[str, Any]]) -> None:
+        """Write `scores.jsonl` in the order of the recipe's arms."""
+        order = list(self.recipe.evaluate.arms)
+        kept = sorted((line for line in lines if line["arm"] in order), key=lambda line: order.index(line["arm"]))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        path = self.folder / "scores.jsonl"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
     def _score(self, arm: str, lm: LM) -> list[Path]:
         from pkt.evaluate.harness import score
@@ -205,12 +262,8 @@ class Run:
             found = perplexity(model, lm.tokenizer, text) if text else None
         kept = [line for line in self.scores() if line["arm"] != arm]
         new = [{"arm": arm, "seed": self.recipe.seed, "task": self.task.name, **line} for line in lines]
-        order = list(self.recipe.evaluate.arms)
-        every = sorted([*kept, *new], key=lambda line: order.index(line["arm"]) if line["arm"] in order else len(order))
-        write_text(self.folder / "scores.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in every))
-        path = self.folder / "perplexity.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        write_json(path, known | {arm: found})
+        self._write_scores([*kept, *new])
+        write_json(self.folder / "perplexity.json", self.perplexities() | {arm: found})
         return []
 
     def scores(self) -> list[dict[str, Any]]:
@@ -222,12 +275,20 @@ class Run:
             else []
         )
 
+    def perplexities(self) -> dict[str, Any]:
+        """The arms' perplexities, if there are any."""
+        path = self.folder / "perplexity.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def _guard_text(self) -> str | None:
         path = self.recipe.evaluate.perplexity_text
         if path:
             if not Path(path).is_file():
                 raise DataError(f"evaluate.perplexity_text: no file {path}")
-            return Path(path).read_text(encoding="utf-8")
+            try:
+                return Path(path).read_text(encoding="utf-8")
+            except UnicodeDecodeError as e:
+                raise DataError(f"evaluate.perplexity_text: {path} is not UTF-8 (byte {e.start}); convert it") from None
         if is_nano(self.task.name):
             from pkt.nano.world import neutral_lines
 
@@ -235,8 +296,12 @@ class Run:
         return None
 
     def _evaluation(self) -> list[Any]:
+        from pkt.evaluate.harness import VERSION as HARNESS
+
         text = self._guard_text()
         return [
+            HARNESS,
+            self.task.name,
             fingerprint(self.task.split("test")),
             self.style,
             self.recipe.evaluate.limit,
@@ -255,26 +320,37 @@ class Run:
     def stages(self) -> dict[str, dict[str, Any]]:
         """What `stages.json` says."""
         path = self.folder / "stages.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            raise DataError(f"{path}: damaged; delete it, and the stages are run again") from None
 
-    def _stage(self, name: str, key: str, make: Callable[[], Iterable[Path]]) -> None:
+    def _stage(
+        self, name: str, key: str, make: Callable[[], Iterable[Path]], content: Callable[[], str] | None = None
+    ) -> None:
+        """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files."""
+        for path in leftovers(self.folder):
+            path.unlink()
         done = self.stages().get(name)
         if (
             done
             and done["key"] == key
             and all(_matches(self.folder / f, digest) for f, digest in done["files"].items())
+            and (content is None or done.get("content") == content())
         ):
             log.info("%s: already done", name)
             return
         start = time.perf_counter()
         _reset_peak()
         files = make()
-        record = {
+        record: dict[str, Any] = {
             "key": key,
             "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory_gib": round(_peak_bytes() / 2**30, 3),
         }
+        if content is not None:
+            record["content"] = content()
         write_json(self.folder / "stages.json", self.stages() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 

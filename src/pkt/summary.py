@@ -31,7 +31,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "delta": [],
         "costs": [
             {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]}
-            for name, s in run.stages().items()
+            for name, s in sorted(run.stages().items(), key=lambda item: _order(item[0], run))
         ],
         "warnings": [],
     }
@@ -48,6 +48,15 @@ def write_summary(run: Run) -> dict[str, Any]:
     if (folder / "model").is_dir():
         write_text(folder / "model" / "README.md", card(run, summary))
     return summary
+
+
+def _order(stage: str, run: Run) -> tuple[int, int]:
+    """Where a stage stands in a run: `evaluate result` after `inject`, arms as in the recipe."""
+    from pkt.run import STAGES
+
+    name, _, arm = stage.partition(" ")
+    arms = list(run.recipe.evaluate.arms)
+    return STAGES.index(name), arms.index(arm) if arm in arms else len(arms)
 
 
 def _model(lm: LM) -> dict[str, Any]:
@@ -75,8 +84,7 @@ def _scores(run: Run) -> list[dict[str, Any]]:
 
 
 def _perplexity(run: Run) -> dict[str, Any] | None:
-    path = run.folder / "perplexity.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = {arm: value for arm, value in run.perplexities().items() if arm in run.recipe.evaluate.arms}
     if not any(found.values()):
         return None
     return found | {"text": run.recipe.evaluate.perplexity_text or "neutral sentences of the nano world"}
@@ -125,7 +133,7 @@ def card(run: Run, summary: dict[str, Any]) -> str:
     """The model card: what this is, what differs from the base model, scores, recipe and hashes."""
     recipe, delta = run.recipe, run.folder / "delta.safetensors"
     lines = "\n".join(
-        f"| {row['arm']} | {row['tier']} | {row['score']:.3f} ± {row['standard_error']:.3f} | {row['num_items']} | {row['num_units']} |"
+        f"| {row['arm']} | {row['tier']} | {row['score']:.3f} ± {_error(row)} | {row['num_items']} | {row['num_units']} |"
         for row in summary["scores"]
     )
     kept = summary.get("export", {})
@@ -163,6 +171,11 @@ Without control arms these scores do not say whether the gain, if any, comes fro
 - delta.safetensors: `{file_digest(delta) if delta.is_file() else "none"}`
 - exported weights: `{LM(run.folder / "model").digest}`
 """
+
+
+def _error(row: dict[str, Any]) -> str:
+    """The standard error, which one unit alone does not have."""
+    return "–" if row["standard_error"] is None else f"{row['standard_error']:.3f}"
 
 
 def _licence(target: LM) -> str:

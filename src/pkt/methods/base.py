@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class MethodConfig(BaseModel):
     """Options of a method: strict, frozen, every field described."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Function(Protocol):

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pkt.errors import DataError, UnsupportedModelError
 
@@ -102,7 +102,7 @@ class Checkpoint:
                 f"{self.folder}: no model.safetensors and no index; expected safetensors weights "
                 f"(convert other formats with `save_pretrained`)"
             )
-        with safe_open(single, "pt") as f:
+        with _opened(single) as f:
             return dict.fromkeys(f.keys(), single)
 
     @property
@@ -112,14 +112,14 @@ class Checkpoint:
 
     def shape(self, tensor: str) -> list[int]:
         """Shape of a tensor, from the header."""
-        with safe_open(self._file(tensor), "pt") as f:
+        with _opened(self._file(tensor)) as f:
             return list(f.get_slice(tensor).get_shape())
 
     def headers(self) -> dict[str, tuple[list[int], str]]:
         """Shape and stored dtype (as safetensors names it) of every tensor."""
         found = {}
         for path in self.shards:
-            with safe_open(path, "pt") as f:
+            with _opened(path) as f:
                 for name in f.keys():
                     part = f.get_slice(name)
                     found[name] = (list(part.get_shape()), part.get_dtype())
@@ -130,7 +130,7 @@ class Checkpoint:
         import torch
 
         order = sorted(set(index))
-        with safe_open(self._file(tensor), "pt") as f:
+        with _opened(self._file(tensor)) as f:
             part = f.get_slice(tensor)
             read = part[order] if axis == 0 else part[:, order].T
         where = torch.searchsorted(torch.tensor(order), torch.tensor(index))
@@ -150,6 +150,18 @@ class Checkpoint:
             known = blob if path.is_symlink() and len(blob) == 64 else file_digest(path)
             total.update(f"{path.name} {known}\n".encode())
         return total.hexdigest()
+
+
+def _opened(path: Path) -> Any:
+    """A safetensors file.
+
+    Raises:
+        DataError: it is damaged, or something else (a Git LFS pointer, say).
+    """
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as e:
+        raise DataError(f"{path}: not a whole safetensors file ({e}); copy the checkpoint again") from e
 
 
 def file_digest(path: Path) -> str:

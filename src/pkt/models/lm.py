@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("balanced", "sequential", "offload")
+"""Placements that accelerate makes."""
 
 
 class LM:
@@ -50,6 +52,7 @@ class LM:
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
+        _check_device(device)
         self.name, self.revision, self.device, self.dtype, self.memo = str(name), revision, device, dtype, memo
         self._model: PreTrainedModel | None = None
         self._users = 0
@@ -65,7 +68,7 @@ class LM:
         folder = resolve(self.name, self.revision, weights=False)
         try:
             return AutoConfig.from_pretrained(folder)
-        except (ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError) as e:
             raise UnsupportedModelError(
                 f"{self.name}: transformers cannot read its config: {str(e).splitlines()[0]}"
             ) from e
@@ -112,7 +115,7 @@ class LM:
         """The device on which inputs go and small computations run."""
         import torch
 
-        if self.device in ("auto", "balanced", "sequential", "offload"):
+        if self.device in ("auto", *DEVICE_MAPS):
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
 
@@ -192,3 +195,21 @@ class LM:
                 "offload_buffers": True,
             }
         return {"device_map": {"": self.torch_device}}
+
+
+def _check_device(device: str) -> None:
+    """Raise ConfigError for a device that torch cannot use here."""
+    if device in ("auto", "cpu", *DEVICE_MAPS):
+        return
+    import torch
+
+    try:
+        usable = torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError):  # unknown, not built in, or not there: torch's own words are many
+        usable = False
+    if not usable:
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device {device!r} cannot be used here (GPUs that torch sees: {count}); "
+            f"expected auto, cpu, cuda, cuda:N, {', '.join(DEVICE_MAPS)}"
+        )

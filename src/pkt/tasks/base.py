@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pkt.errors import DataError
 
 if TYPE_CHECKING:
     from pkt.tasks.formats import Format
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
 
@@ -55,6 +58,21 @@ class Task:
             self._splits[name] = self.load(name)
         return self._splits[name]
 
+    def without_test_items(self) -> Task:
+        """This task with all other splits rid of examples whose prompt stands in the test split; says which were dropped."""
+
+        def load(name: str) -> list[Example]:
+            examples = self.split(name)
+            if name == "test":
+                return examples
+            asked = {example.prompt for example in self.split("test")}
+            dropped = [example.id for example in examples if example.prompt in asked]
+            if dropped:
+                log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ", ".join(dropped))
+            return [example for example in examples if example.prompt not in asked]
+
+        return replace(self, load=load, _splits={})
+
     def check_disjoint(self, *names: str) -> None:
         """Raise DataError if an example, judged by its prompt, stands in two of the splits `names`."""
         seen: dict[str, tuple[str, str]] = {}
@@ -62,9 +80,10 @@ class Task:
             for example in self.split(name):
                 other, other_id = seen.get(example.prompt, (name, ""))
                 if other != name:
+                    drop = ", or set task.drop_overlap=true" if name == "test" else ""
                     raise DataError(
                         f"{self.name}: splits {other} and {name} overlap: examples {other_id} and {example.id} have the "
-                        f"same prompt; remove one of them"
+                        f"same prompt; remove one of them{drop}"
                     )
                 seen[example.prompt] = (name, example.id)
 

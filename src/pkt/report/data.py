@@ -1,0 +1,140 @@
+"""What the report reads from a run folder, checked before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
+from pkt.errors import DataError
+
+Count = Annotated[int, Field(ge=0)]
+Score = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Layer = Annotated[int, Field(ge=0)]
+
+
+class ModelInfo(TypedDict):
+    name: str
+    parameters: NotRequired[Count]
+    num_layers: NotRequired[Count]
+    width: NotRequired[Count]
+    weights: NotRequired[str]
+
+
+class ScoreLine(TypedDict):
+    arm: str
+    tier: str
+    score: Score
+    standard_error: NotRequired[FiniteFloat | None]
+    num_items: Count
+    num_units: Count
+    seeds: NotRequired[Count]
+    chance: NotRequired[Score | None]
+
+
+class LayerScores(TypedDict):
+    source_scores: list[FiniteFloat]
+    target_scores: list[FiniteFloat]
+    map: list[tuple[Layer, Layer]]
+
+
+class Step(TypedDict):
+    step: Count
+    cross_entropy: FiniteFloat
+    penalty: NotRequired[FiniteFloat]
+
+
+class DeltaLine(TypedDict):
+    layer: Layer | None
+    part: str
+    num_lines: Count
+    line_axis: str
+    num_entries: NotRequired[Count]
+    delta_norm: float
+    weight_norm: NotRequired[float | None]
+    relative_rms: NotRequired[float | None]
+    delta_max: float
+
+
+class Export(TypedDict):
+    dtype: str
+    kept_share: FiniteFloat
+    kept_cosine: FiniteFloat
+    changed_tensors: Count
+    target_dtype: NotRequired[str]
+    rounded_cosine: NotRequired[FiniteFloat]
+
+
+class Cost(TypedDict):
+    stage: str
+    seconds: FiniteFloat
+    peak_memory_gib: NotRequired[FiniteFloat | None]
+
+
+class Summary(TypedDict):
+    """`summary.json`: see docs/run_folder.md. Keys that the report does not know are ignored."""
+
+    name: str
+    task: str
+    method: str
+    source: ModelInfo
+    target: ModelInfo
+    scores: NotRequired[list[ScoreLine]]
+    perplexity: NotRequired[dict[str, float | str | None] | None]
+    layers: NotRequired[dict[str, LayerScores]]
+    history: NotRequired[list[Step]]
+    delta: NotRequired[list[DeltaLine]]
+    export: NotRequired[Export]
+    costs: NotRequired[list[Cost]]
+    warnings: NotRequired[list[str]]
+
+
+_SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run that the report shows."""
+
+    summary: Summary
+    recipe: str | None
+    """Text of `recipe.yaml`."""
+    environment: Mapping[str, Any]
+    """Content of `env.json`; empty if the file is missing."""
+
+
+def read(folder: Path) -> RunFolder:
+    """Read what the report shows.
+
+    Raises:
+        DataError: `summary.json` is missing, or a file is not what docs/run_folder.md says.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; finish the run first with `pkt run RECIPE --out {folder}`")
+    try:
+        summary = _SUMMARY.validate_python(_json(path))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path}: {where}: {first['msg']}; {_ANEW.format(folder=folder)}") from e
+    recipe, env = folder / "recipe.yaml", folder / "env.json"
+    environment = _json(env) if env.is_file() else {}
+    if not isinstance(environment, dict):
+        raise DataError(f"{env}: expected a JSON object, found {type(environment).__name__}; delete it or run anew")
+    return RunFolder(summary, recipe.read_text(encoding="utf-8") if recipe.is_file() else None, environment)
+
+
+_ANEW = "write it anew with `pkt evaluate {folder}`"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path}: not valid JSON ({e}); {_ANEW.format(folder=path.parent)}") from e

@@ -1,0 +1,119 @@
+"""One self-contained HTML page from a run folder: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pkt.files import write_text
+from pkt.report import plots
+from pkt.report.data import RunFolder, read
+from pkt.report.numbers import percent
+from pkt.report.table import ARMS, TIERS, arm_names, score_rows
+from pkt.report.words import delta_totals, headline, perplexity_change, shared_layers
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html` into a run folder.
+
+    Returns: its path.
+    Raises: DataError when `summary.json` is missing or malformed.
+    """
+    path = folder / "report.html"
+    write_text(path, render(folder))
+    return path
+
+
+def render(folder: Path) -> str:
+    """The page. The same files give the same text.
+
+    Raises: DataError when `summary.json` is missing or malformed.
+    """
+    run = read(folder)
+    template = _templates().get_template("page.html.j2")
+    return template.render(_context(run))
+
+
+def _templates() -> Environment:
+    env = Environment(
+        loader=PackageLoader("pkt.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {"percent": _or_dash(percent), "digits": _or_dash(lambda value: f"{value:.4g}")}
+    return env
+
+
+def _or_dash(show: Any) -> Any:
+    return lambda value: "–" if value is None else show(value)
+
+
+def _context(run: RunFolder) -> dict[str, Any]:
+    summary: Mapping[str, Any] = run.summary
+    rows = score_rows(summary)
+    delta, layers = summary.get("delta", []), _layers(summary)
+    return {
+        "summary": summary,
+        "headline": headline(summary),
+        "models": [(role, summary[role]) for role in ("source", "target")],
+        "warnings": summary.get("warnings"),
+        "export": summary.get("export"),
+        "has_penalty": all("penalty" in step for step in summary.get("history", [])),
+        "rows": rows,
+        "arms": arm_names(summary),
+        "tiers": {row.tier: TIERS[row.tier] for row in rows if row.tier in TIERS},
+        "perplexity": _perplexity(summary),
+        "delta": delta,
+        "totals": delta_totals(delta),
+        "shared": shared_layers(layers),
+        "figures": {name: Markup(svg) for name, svg in _figures(summary, layers).items()},
+        "costs": summary.get("costs", []),
+        "seconds": sum(cost["seconds"] for cost in summary.get("costs", [])),
+        "recipe": run.recipe,
+        "environment": dict(_flat(run.environment)),
+    }
+
+
+def _figures(summary: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str, str]:
+    """The figures for which the run has numbers."""
+    found = {}
+    if summary.get("scores"):
+        found["scores"] = plots.scores(summary)
+    if layers:
+        found["layer_scores"] = plots.layer_scores(layers)
+        found["layer_maps"] = plots.layer_maps(layers)
+    if summary.get("history"):
+        found["losses"] = plots.losses(summary["history"])
+    if any(row.get("relative_rms") is not None for row in summary.get("delta", [])):
+        found["delta_sizes"] = plots.delta_sizes(summary["delta"])
+    return found
+
+
+def _layers(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Kinds that have layer scores."""
+    return {k: v for k, v in summary.get("layers", {}).items() if v["source_scores"] and v["target_scores"]}
+
+
+def _perplexity(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Perplexities by arm, the text's name, and the result's change relative to the target."""
+    found = summary.get("perplexity") or {}
+    arms = [*(arm for arm in ARMS if arm in found), *(arm for arm in found if arm not in (*ARMS, "text"))]
+    values = {arm: found[arm] for arm in arms if isinstance(found[arm], int | float)}
+    return {"values": values, "text": found.get("text"), "change": perplexity_change(summary)} if values else None
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as `versions.torch: 2.13.0`."""
+    pairs: list[tuple[str, str]] = []
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            pairs += _flat(entry, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", "–" if entry is None else str(entry)))
+    return pairs

@@ -1,0 +1,26 @@
+"""How the report writes numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """A score with one standard error, three decimals both."""
+    return f"{value:.3f} ± {'unknown' if error is None else f'{error:.3f}'}"
+
+
+def percent(share: float) -> str:
+    """Two significant digits, whole numbers from 100 % on, an exponent below 0.001 %."""
+    value = 100 * share
+    if not finite(value) or value == 0:
+        return f"{value:.0f}\u00a0%"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}\u00a0%"
+    return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}\u00a0%"
+
+
+def finite(value: float | None) -> TypeGuard[float]:
+    """There is a number, neither infinite nor NaN."""
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,183 @@
+"""The report's figures. Each takes part of `summary.json` and returns one `<svg>` element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from pkt.report.numbers import finite, percent
+from pkt.report.svg import ARM_COLOURS, GRID, HEAT, INK, MUTED, drawing, new_figure, to_svg
+from pkt.report.table import ARMS, arm_names, score_rows
+
+WIDTH = 800
+"""Of the page's column, in CSS pixels."""
+KINDS = {"ffn": "FFN", "attention": "attention"}
+TARGET, SOURCE, RESULT = ARM_COLOURS[:3]
+
+
+def scores(summary: Mapping[str, Any]) -> str:
+    """Bars per tier with one standard error; a dashed line per tier where chance is known."""
+    rows, arms = score_rows(summary), arm_names(summary)
+    others = cycle(ARM_COLOURS[3:])
+    colours = {arm: ARM_COLOURS[ARMS.index(arm)] if arm in ARMS else next(others) for arm in arms}
+    step = 0.8 / len(arms)
+    with drawing():
+        figure = new_figure(max(WIDTH, 26 * len(rows) * len(arms)), 320)
+        ax = figure.add_subplot()
+        for i, arm in enumerate(arms):
+            held = [(x, row.cells[arm]) for x, row in enumerate(rows) if arm in row.cells]
+            at = [x - 0.4 + step * (i + 0.5) for x, _ in held]
+            ax.bar(at, [cell.score for _, cell in held], step * 0.9, color=colours[arm], label=_short(arm))
+            errors = [cell.error or 0 for _, cell in held]
+            ax.errorbar(at, [cell.score for _, cell in held], errors, fmt="none", color=INK, elinewidth=1.2, capsize=3)
+        for x, row in enumerate(rows):
+            if row.chance is not None:
+                label = "chance" if "chance" not in ax.get_legend_handles_labels()[1] else None
+                ax.plot([x - 0.45, x + 0.45], [row.chance] * 2, color=INK, linewidth=1.4, dashes=(3, 2), label=label)
+        ax.set_xticks(range(len(rows)), [_short(row.tier) for row in rows], rotation=0 if len(rows) <= 8 else 60)
+        ax.set_ylim(0, 1.04)
+        ax.set_ylabel("score")
+        ax.grid(axis="y")
+        ax.tick_params(axis="x", length=0)
+        figure.legend(loc="outside upper left", ncols=len(arms) + 1)
+        return to_svg(figure, "scores", "Scores per tier with standard errors")
+
+
+def layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Score of every layer of both models; chosen source layers are filled."""
+    kinds = _kinds(layers)
+    with drawing():
+        figure = new_figure(WIDTH, 250 * len(kinds))
+        for ax, kind in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
+            part = layers[kind]
+            chosen = {source for source, _ in part["map"]}
+            ax.axhline(0, color=MUTED, linewidth=0.8)
+            for values, colour, marker, name in (
+                (part["source_scores"], SOURCE, "o", "source (filled: chosen)"),
+                (part["target_scores"], TARGET, "s", "target"),
+            ):
+                ax.plot(range(len(values)), values, color=colour, linewidth=1.2, label=name, marker=marker,
+                        markersize=6, markerfacecolor="none" if marker == "o" else colour)  # fmt: skip
+            filled = sorted(layer for layer in chosen if layer < len(part["source_scores"]))
+            ax.plot(filled, [part["source_scores"][i] for i in filled], "o", color=SOURCE, markersize=6)
+            _step_axis(ax, _depth(part))
+            ax.set_title(KINDS.get(kind, kind))
+            ax.set_xlabel("layer")
+            ax.set_ylabel("score (nats)")
+            ax.grid(axis="y")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        return to_svg(figure, "layer-scores", "Layer scores of both models")
+
+
+def layer_maps(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lines from source layers to target layers, for each kind; the y axis is relative depth."""
+    kinds = _kinds(layers)
+    depth = max(_depth(part) for part in layers.values())
+    with drawing():
+        figure = new_figure(min(WIDTH, 340 * len(kinds)), 80 + max(160, min(depth, 48) * 15))
+        for ax, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            _draw_map(ax, layers[kind])
+            ax.set_title(KINDS.get(kind, kind), loc="center")
+        return to_svg(figure, "layer-maps", "Layer maps from source to target")
+
+
+def _draw_map(ax: Axes, part: Mapping[str, Any]) -> None:
+    pairs = part["map"]
+    sides = []
+    for x, (name, colour, side) in enumerate((("source", SOURCE, 0), ("target", TARGET, 1))):
+        used = {pair[side] for pair in pairs}
+        count = max([len(part[f"{name}_scores"]), *(layer + 1 for layer in used)])
+        heights = [(layer + 0.5) / count for layer in range(count)]
+        every = 1 if count <= 48 else math.ceil(count / 40)
+        for layer, y in enumerate(heights):
+            ax.plot(x, y, "o", markersize=6, color=colour, markerfacecolor=colour if layer in used else "none")
+            if layer % every == 0:
+                ax.text(x + (0.08 if x else -0.08), y, str(layer), va="center", ha="left" if x else "right",
+                        fontsize=11, color=INK if layer in used else MUTED)  # fmt: skip
+        sides.append(heights)
+    for source, target in pairs:
+        ax.plot([0, 1], [sides[0][source], sides[1][target]], color=INK, linewidth=1, alpha=0.55, zorder=0)
+    ax.set_xticks([0, 1], ["source", "target"])
+    ax.set_yticks([0, 1], ["input", "output"])
+    ax.set_xlim(-0.4, 1.4)
+    ax.set_ylim(-0.02, 1.02)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def losses(history: Sequence[Mapping[str, Any]]) -> str:
+    """Cross-entropy and penalty in panels of their own, by step."""
+    steps = [record["step"] for record in history]
+    panels = [("cross_entropy", "cross-entropy (nats per token)", RESULT)]
+    if all("penalty" in record for record in history):
+        panels.append(("penalty", "penalty (before its weight)", ARM_COLOURS[3]))
+    with drawing():
+        figure = new_figure(WIDTH if len(panels) > 1 else WIDTH / 2, 260)
+        for ax, (key, title, colour) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            values = [record[key] for record in history]
+            marker = "o" if len(steps) <= 40 else ""
+            ax.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=4.5)
+            ax.set_title(title)
+            ax.set_xlabel("step")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            if len(steps) == 1:
+                ax.set_xlim(steps[0] - 1, steps[0] + 1)
+                ax.set_xticks(steps)
+                ax.set_ylim(0, values[0] * 1.3 or 1)
+        return to_svg(figure, "losses", "Loss by step")
+
+
+def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
+    """Root mean square of the change over that of the target's weights in the same lines: layers by modules."""
+    parts = list(dict.fromkeys(row["part"] for row in delta))
+    layers = sorted({row["layer"] for row in delta}, key=lambda layer: (layer is None, layer))
+    sizes = {(row["layer"], row["part"]): row.get("relative_rms") for row in delta}
+    largest = max((size for size in sizes.values() if finite(size)), default=0) or 1
+    with drawing():
+        figure = new_figure(min(WIDTH, 110 + 90 * len(parts)), 64 + 22 * len(layers))
+        ax = figure.add_subplot()
+        for x, part in enumerate(parts):
+            for y, layer in enumerate(layers):
+                size = sizes.get((layer, part))
+                if finite(size):
+                    # at most half opaque, so that the number stays readable on light and dark ground
+                    alpha = 0.04 + 0.5 * size / largest
+                    ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(HEAT, alpha), edgecolor="none"))
+                text = percent(size) if finite(size) else "–" if (layer, part) in sizes else ""
+                ax.text(x, y, text, ha="center", va="center", fontsize=12)
+        ax.set_xticks(range(len(parts)), [_short(part, 11) for part in parts])
+        ax.set_yticks(range(len(layers)), ["none" if layer is None else str(layer) for layer in layers])
+        ax.xaxis.tick_top()
+        ax.set_xlim(-0.5, len(parts) - 0.5)
+        ax.set_ylim(len(layers) - 0.5, -0.5)
+        ax.set_ylabel("layer")
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.tick_params(length=0)
+        for edge in range(1, len(layers)):
+            ax.axhline(edge - 0.5, color=GRID, linewidth=0.6)
+        return to_svg(figure, "delta-sizes", "Size of the change by layer and module")
+
+
+def _kinds(layers: Mapping[str, Any]) -> list[str]:
+    return [*(kind for kind in KINDS if kind in layers), *(kind for kind in layers if kind not in KINDS)]
+
+
+def _depth(part: Mapping[str, Any]) -> int:
+    """Layers of the deeper model."""
+    return max(len(part["source_scores"]), len(part["target_scores"]))
+
+
+def _step_axis(ax: Axes, count: int) -> None:
+    ax.set_xlim(-0.5, count - 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
+
+
+def _short(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

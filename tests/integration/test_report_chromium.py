@@ -1,0 +1,108 @@
+"""The report in a real browser: silent console, nothing requested, nothing wider than a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_data
+
+from pkt.report.html import render
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
+)  # fmt: skip
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+PROBE = """<!doctype html><title>probe</title><iframe style="width:{width}px;height:900px;border:0" srcdoc="{page}"></iframe>
+<pre id="found"></pre><script>
+const frame = document.querySelector("iframe");
+frame.onload = () => {{
+  const root = frame.contentDocument.documentElement, view = frame.contentWindow;
+  for (const part of root.querySelectorAll("details")) part.open = true;
+  const outside = [...root.querySelectorAll("body *")].filter(
+    (e) => !e.closest(".box") && e.getBoundingClientRect().right > view.innerWidth + 0.5);
+  document.querySelector("#found").textContent = JSON.stringify({{
+    width: view.innerWidth, scroll: root.scrollWidth, outside: outside.map((e) => e.tagName),
+    requests: view.performance.getEntriesByType("resource").map((e) => e.name),
+    figures: [...root.querySelectorAll("figure svg")].map((e) => Math.round(e.getBoundingClientRect().width)),
+    ink: view.getComputedStyle(root.querySelector("svg text")).fill,
+  }});
+}};
+</script>"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+
+
+def open_in_browser(folder: Path, page: str, width: int = 400, *flags: str) -> tuple[dict[str, Any], list[str]]:
+    """What the page measures in a frame of that width, and the lines of the console."""
+    path = folder / "probe.html"
+    path.write_text(PROBE.format(width=width, page=html.escape(page)), encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    assert found[1], "the page did not load in time"
+    return json.loads(html.unescape(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.parametrize("width", [400, 1000])
+@pytest.mark.parametrize("make", [report_data.nano, report_data.large])
+def test_page_is_silent_asks_for_nothing_and_fits(tmp_path: Path, make: Any, width: int) -> None:
+    page = render(report_data.write(tmp_path / "run", make()))
+    bare = POLICY.sub("", page)  # so that the policy hides no request
+    assert bare != page
+    found, console = open_in_browser(tmp_path, bare, width)
+    assert console == []
+    assert found["requests"] == []
+    assert found["width"] == width
+    assert found["scroll"] <= width
+    assert found["outside"] == []
+    assert len(found["figures"]) == 5
+    assert min(found["figures"]) > 300
+
+
+def test_policy_breaks_nothing(tmp_path: Path) -> None:
+    page = render(report_data.write(tmp_path / "run", report_data.nano()))
+    found, console = open_in_browser(tmp_path, page)
+    assert console == []
+    assert len(found["figures"]) == 5
+
+
+def test_long_names_do_not_widen_the_page(tmp_path: Path) -> None:
+    summary = report_data.nano()
+    summary["name"] = summary["task"] = summary["target"]["name"] = "x" * 300
+    summary["warnings"] = ["y" * 300]
+    summary["perplexity"]["text"] = "z" * 300
+    summary["export"]["dtype"] = "w" * 300
+    found, _ = open_in_browser(tmp_path, render(report_data.write(tmp_path / "run", summary)))
+    assert found["scroll"] <= 400
+    assert found["outside"] == []
+
+
+@pytest.mark.parametrize(("scheme", "ink"), [("1", "rgb(26, 32, 39)"), ("0", "rgb(228, 232, 237)")])
+def test_figures_follow_light_and_dark(tmp_path: Path, scheme: str, ink: str) -> None:
+    page = render(report_data.write(tmp_path / "run", report_data.nano()))
+    found, _ = open_in_browser(tmp_path, page, 400, f"--blink-settings=preferredColorScheme={scheme}")
+    assert found["ink"] == ink
+
+
+def test_the_probe_sees_what_it_looks_for(tmp_path: Path) -> None:
+    bad = (
+        "<!doctype html><script>console.error('seen')</script><img src='http://example.invalid/x.png'><svg><text>a</text>"
+        "</svg><p style='width: 900px'>wide</p>"
+    )
+    found, console = open_in_browser(tmp_path, bad)
+    assert any("seen" in line for line in console)
+    assert found["requests"] == ["http://example.invalid/x.png"]
+    assert found["scroll"] >= 900
+    assert "P" in found["outside"]

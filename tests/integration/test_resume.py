@@ -1,0 +1,236 @@
+"""A run that was stopped, changed or damaged: the same command again gives the same bytes and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_folders import temporaries, weights
+from safetensors.torch import load_file
+
+import pkt.report.html
+import pkt.summary
+from pkt.files import save_tensors
+from pkt.inject.delta import Delta
+from pkt.models.lm import LM
+from pkt.run import Run
+
+STAGES = ["locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result"]
+
+
+def records(folder: Path) -> dict[str, dict]:
+    path = folder / "stages.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def refuse(*_, **__):
+    raise AssertionError("a finished stage was run again")
+
+
+def stop_before(monkeypatch, stage: str) -> None:
+    """Ctrl-C at the moment when `stage` would do its work."""
+    if stage.startswith("evaluate"):
+        score = Run._score
+        monkeypatch.setattr(Run, "_score", lambda run, arm, lm: stop() if stage.endswith(arm) else score(run, arm, lm))
+        return
+    owner, name = {
+        "locate": (Run, "_locate"),
+        "align": (Run, "align"),
+        "inject": (Run, "inject"),
+        "summary": (pkt.summary, "write_summary"),
+        "report": (pkt.report.html, "write"),
+    }[stage]
+    monkeypatch.setattr(owner, name, stop)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "summary", "report"])
+def test_stopped_between_two_stages(pkt, recipe, finished, tmp_path, monkeypatch, stage):
+    command = ("run", recipe(), "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        stop_before(patch, stage)
+        done = pkt(*command)
+    assert done.code == 130
+    assert done.err == "interrupted; run the same command again to continue\n"
+    first = records(tmp_path / "out")
+    assert list(first) == sorted(STAGES[: STAGES.index(stage)] if stage in STAGES else STAGES)
+    assert pkt(*command).code == 0
+    assert weights(tmp_path / "out") == weights(finished)
+    again = records(tmp_path / "out")
+    assert list(again) == sorted(STAGES)
+    assert {name: again[name] for name in first} == first
+    assert not temporaries(tmp_path / "out")
+
+
+def test_a_finished_run_loads_no_model_again(pkt, recipe, finished, monkeypatch):
+    before = records(finished)
+    monkeypatch.setattr(LM, "_load", refuse)
+    assert pkt("run", recipe(), "--out", finished).code == 0
+    for command in ("align", "inject", "evaluate"):
+        assert pkt(command, finished).code == 0
+    assert records(finished) == before
+
+
+@pytest.mark.parametrize("stage", ["locate", "align", "inject"])
+def test_stopped_inside_a_stage(pkt, recipe, finished, tmp_path, monkeypatch, stage):
+    written = {"locate": "attribution", "align": "delta", "inject": "model"}[stage]
+    save, count = save_tensors, []
+
+    def stop_while_writing(path, tensors, header):
+        count.append(path)
+        if path.name.startswith(written) and (stage != "locate" or len(count) == 2):  # the target's, after the source's
+            stop()
+        save(path, tensors, header)
+
+    folder = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        for module in ("pkt.extract.attribution", "pkt.inject.delta", "pkt.inject.export"):
+            patch.setattr(f"{module}.save_tensors", stop_while_writing)
+        assert pkt("run", recipe(), "--out", folder).code == 130
+    assert not temporaries(folder)
+    assert len(list((folder / "neurons").iterdir())) == (1 if stage == "locate" else 2)
+    assert not (folder / "model").exists()
+    assert pkt("run", recipe(), "--out", folder).code == 0
+    assert weights(folder) == weights(finished)
+
+
+KILLED = """
+import os, signal, sys
+import pkt.files
+from pkt.cli import main
+
+replace = os.replace
+pkt.files.os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if b.name == {name!r} else replace(a, b)
+main()
+"""
+
+
+def test_killed_while_a_file_was_written(pkt, recipe, finished, tmp_path):
+    folder, name = tmp_path / "out", "delta.safetensors"
+    command = [sys.executable, "-c", KILLED.format(name=name), "run", str(recipe()), "--out", str(folder)]
+    assert subprocess.run(command, capture_output=True, check=False, env=os.environ).returncode == -9
+    assert [path.name.rpartition(".")[0] for path in temporaries(folder)] == [f".{name}"]
+    assert pkt("run", recipe(), "--out", folder).code == 0
+    assert weights(folder) == weights(finished)
+    assert not temporaries(folder)
+
+
+def test_killed_while_the_first_file_was_written(pkt, recipe, tmp_path):
+    (tmp_path / ".recipe.yaml.999999999").write_text("name: ti")
+    args = ("--set", "evaluate.arms=[target]", "--set", "method.steps=1")
+    assert pkt("run", recipe(), "--out", tmp_path, *args).code == 0
+    assert not temporaries(tmp_path)
+
+
+def test_a_changed_option_redoes_what_depends_on_it(pkt, recipe, finished, tmp_path):
+    before, neurons = records(finished), {p: p.stat().st_mtime_ns for p in (finished / "neurons").iterdir()}
+    changed = ("--set", "method.steps=3")
+    assert pkt("run", recipe(), "--out", finished, *changed).code == 0
+    after = records(finished)
+    assert {name for name in after if after[name] != before[name]} == {"align", "inject", "evaluate result"}
+    assert {p: p.stat().st_mtime_ns for p in (finished / "neurons").iterdir()} == neurons
+    assert len(Delta.load(finished / "delta.safetensors").provenance["history"]) == 3
+    assert "steps: 3" in (finished / "recipe.yaml").read_text()
+    assert pkt("run", recipe(), "--out", tmp_path / "fresh", *changed).code == 0
+    assert weights(finished) == weights(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("key", "redone"),
+    [
+        ("method.attribution.positions=last", {"locate", "align", "inject", "evaluate result"}),
+        ("export.dtype=float32", {"inject"}),
+        ("evaluate.limit=2", {"evaluate target", "evaluate source", "evaluate result"}),
+        ("dtype=bfloat16", set(STAGES)),
+    ],
+)
+def test_every_option_redoes_the_stages_that_depend_on_it(pkt, recipe, finished, key, redone):
+    before = records(finished)
+    assert pkt("run", recipe(), "--out", finished, "--set", key).code == 0
+    after = records(finished)
+    assert {name for name in after if after[name] != before[name]} == redone
+
+
+def test_other_data_redoes_what_reads_it(pkt, recipe, finished, data):
+    before = records(finished)
+    path = data / "test" / "gsm8k" / "test.jsonl"
+    path.write_text(path.read_text().replace("blicks", "snarks"))
+    task = {"name": "gsm8k", "data": str(data), "prompt_style": "plain"}
+    assert pkt("run", recipe(task=task), "--out", finished).code == 0
+    after = records(finished)
+    assert {name for name in after if after[name] != before[name]} == {
+        "evaluate target",
+        "evaluate source",
+        "evaluate result",
+    }
+    assert "snarks" in (finished / "scores.jsonl").read_text()
+    assert "blicks" not in (finished / "scores.jsonl").read_text()
+
+
+def test_an_arm_that_is_no_longer_asked_for_leaves(pkt, recipe, finished):
+    assert pkt("run", recipe(), "--out", finished, "--set", "evaluate.arms=[target, result]").code == 0
+    summary = json.loads((finished / "summary.json").read_text())
+    assert [row["arm"] for row in summary["scores"]] == ["target", "result"]
+    assert '"arm": "source"' not in (finished / "scores.jsonl").read_text()
+    assert "source" not in (summary["perplexity"] or {})
+
+
+DAMAGED = {
+    "truncated": ["delta.safetensors", "neurons/*", "model/model.safetensors", "model/tokenizer.json", "scores.jsonl"],
+    "changed": ["delta.safetensors", "model/model.safetensors", "model/config.json", "scores.jsonl"],
+    "deleted": ["delta.safetensors", "neurons/*", "model/tokenizer.json", "export.json", "scores.jsonl", "report.html"],
+}
+
+
+@pytest.mark.parametrize(("damage", "name"), [(damage, name) for damage, names in DAMAGED.items() for name in names])
+def test_a_damaged_file_is_made_anew(pkt, recipe, finished, tmp_path, damage, name):
+    whole = Path(shutil.copytree(finished, tmp_path / "whole"))
+    paths = sorted(finished.glob(name))
+    assert paths
+    for path in paths:
+        content = path.read_bytes()
+        if damage == "deleted":
+            path.unlink()
+        elif damage == "truncated":
+            path.write_bytes(content[: len(content) * 2 // 3])
+        else:
+            path.write_bytes(content[:-9] + b"  " + content[-7:])
+    done = pkt("run", recipe(), "--out", finished)
+    assert done.code == 0, done.err
+    assert weights(finished) == weights(whole)
+    for path in paths:
+        if path.suffix == ".safetensors":
+            assert load_file(path).keys() == load_file(whole / path.relative_to(finished)).keys()
+        elif path.suffix == ".json" and path.name != "summary.json":
+            assert path.read_bytes() == (whole / path.relative_to(finished)).read_bytes()
+        else:
+            assert path.stat().st_size > 0
+    assert not temporaries(finished)
+
+
+def test_damaged_scores_of_neurons_are_not_used_by_align(pkt, finished):
+    delta = (finished / "delta.safetensors").read_bytes()
+    (finished / "delta.safetensors").unlink()
+    for path in (finished / "neurons").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    assert pkt("align", finished).code == 0
+    assert (finished / "delta.safetensors").read_bytes() == delta
+
+
+def test_damaged_record_of_stages_says_what_to_do(pkt, recipe, finished):
+    (finished / "stages.json").write_text('{"locate": ')
+    done = pkt("run", recipe(), "--out", finished)
+    assert done.code == 2
+    assert "stages.json: damaged; delete it" in done.err
+    (finished / "stages.json").unlink()
+    expected = weights(finished)
+    assert pkt("run", recipe(), "--out", finished).code == 0
+    assert weights(finished) == expected
