@@ -30,7 +30,11 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+WIDTH = 100
+"""Tables are at least this wide, so that no number is cut where the terminal is narrow or there is none."""
+
 out = Console()
+out.width = max(out.width, WIDTH)
 err = Console(stderr=True)
 
 RecipeArg = Annotated[
@@ -62,6 +66,8 @@ def _setup(
     )
     logging.getLogger("pkt").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that wait by spinning make small models ten times slower as soon as somebody else uses a core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _machine(device: str, batch_size: int = 64) -> Machine:

@@ -60,11 +60,12 @@ def _moved(run: Run) -> tuple[list[dict[str, Any]], dict[str, int]]:
     rows, lines = [], {}
     for kind, parts in KINDS.items():
         for part in parts:
-            lines[part] = num[kind]
+            size = _size(run.target, kind, part)
+            lines[part] = min(num[kind], size)
             rows.append(
                 {
                     "part": f"{part}_proj",
-                    "lines": f"{num[kind]} {'rows' if part in ('up', 'v') else 'columns'} of {_size(run.target, kind, part)} in each layer",
+                    "lines": f"{lines[part]} {'rows' if part in ('up', 'v') else 'columns'} of {size} in each layer",
                     "layers": f"{run.target.dims.layers} of the source's {run.source.dims.layers}, highest {kind} scores",
                     "width": f"{run.source.dims.width} -> {run.target.dims.width}",
                 }
@@ -79,7 +80,7 @@ def _size(lm: LM, kind: str, part: str) -> int:
 def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     source, target, options = run.source, run.target, run.options
     lengths = {name: _mean_tokens(run, name) for name in ("extract", "align", "test")}
-    speed = measured_flops()
+    speed = measured_flops(target.torch_device)
     extract = len(run.task.split("extract"))
     rows = []
     for role, lm in (("source", source), ("target", target)):
@@ -158,11 +159,10 @@ def _mean_tokens(run: Run, split: str) -> float:
     return sum(len(ids) for ids in run.target.tokenizer(texts)["input_ids"]) / max(1, len(texts))
 
 
-def measured_flops() -> float:
-    """Floating-point operations a second of a float32 matrix product on the device of this run."""
+def measured_flops(device: str) -> float:
+    """Floating-point operations a second of a float32 matrix product on a device."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     a = torch.randn(1024, 1024, device=device)
     best = math.inf
     for _ in range(4):

@@ -94,8 +94,11 @@ class Run:
 
     @cached_property
     def result(self) -> LM:
-        """The exported model."""
-        return self._lm(str(self.folder / "model"), None, self.recipe.dtype)
+        """The exported model. What export kept in float32 is not rounded again by the recipe's dtype."""
+        path = self.folder / "export.json"
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        wide = kept.get("dtype") != kept.get("target_dtype")
+        return self._lm(str(self.folder / "model"), None, "auto" if wide else self.recipe.dtype)
 
     def _lm(self, name: str, revision: str | None, dtype: str) -> LM:
         return LM(name, revision=revision, device=self.machine.device, dtype=dtype, memo=self.folder / "neurons")
@@ -114,6 +117,8 @@ class Run:
     def start(self) -> None:
         """Check everything that can be checked without weights, then write the recipe and the environment."""
         self.method.requires(self.source, self.target, self.options)
+        self.source.check()
+        self.target.check()
         self.task.check_disjoint(*self.method.splits, "test")
         for name in self.method.splits:
             if not self.task.split(name):

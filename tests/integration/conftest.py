@@ -27,20 +27,20 @@ class Result:
 
 
 @pytest.fixture
-def pkt(monkeypatch, capsys, short_answers) -> Iterator[Callable[..., Result]]:
+def pkt(monkeypatch, capfd, short_answers) -> Iterator[Callable[..., Result]]:
     """`pkt("run", recipe, "--out", folder)`: the entry point, in this process."""
     monkeypatch.setenv("COLUMNS", "200")
     level = logging.getLogger("pkt").level
 
     def run(*args: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["pkt", *map(str, args)])
-        capsys.readouterr()
+        capfd.readouterr()
         try:
             cli.main()
             code = 0
         except SystemExit as e:
             code = e.code
-        return Result(code, *capsys.readouterr())
+        return Result(code, *capfd.readouterr())
 
     yield run
     logging.getLogger("pkt").setLevel(level)

@@ -171,13 +171,18 @@ def test_pair_that_lacks_what_the_method_needs(refused, make_lm):
         (lambda f: (f / "config.json").write_text("{"), ["transformers cannot read its config"]),
         (lambda f: (f / "config.json").write_text('{"model_type": "martian"}'), ["cannot read its config", "martian"]),
         (lambda f: change_config(f, logit_soup=3.0), ["the config sets logit_soup=3.0", "use a checkpoint without it"]),
+        (lambda f: change_config(f, num_attention_heads=5), ["hidden size (32)", "check its config.json"]),
+        (lambda f: change_config(f, hidden_size="wide"), ["hidden_size", "check its config.json"]),
+        (lambda f: change_config(f, vocab_size=5), ["model.embed_tokens.weight has shape", "expected [5, 32]"]),
+        (lambda f: change_config(f, num_hidden_layers=3), ["do not fit its config", "layers.2", "shape none"]),
         (lambda f: (f / "model.safetensors").unlink(), ["no model.safetensors and no index"]),
         (lambda f: os.truncate(f / "model.safetensors", 5000), ["model.safetensors: not a whole safetensors file"]),
         (
             lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
             ["model.safetensors: not a whole safetensors file", "copy the checkpoint again"],
         ),
-        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], ["no tokenizer could be read"]),
+        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], ["no tokenizer could be read", "copy its tokenizer"]),
+        (lambda f: (f / "tokenizer.json").write_text("{"), ["no tokenizer could be read", "copy its tokenizer"]),
     ],
 )
 def test_damaged_models(refused, model_folder, damage, parts):
@@ -225,6 +230,15 @@ def test_damaged_splits(refused, data, name, lines, parts):
 def test_damaged_test_rows(refused, data, line, parts):
     write_lines(data / "test" / "gsm8k" / "test.jsonl", [line])
     refused(parts, task=folder_task(data))
+
+
+def test_a_test_item_in_another_split(refused, data):
+    row = {"question": "How much are 1 blicks?", "answer": "#### 7"}
+    write_lines(data / "test" / "gsm8k" / "test.jsonl", [row])
+    shared = message_row("blicks", 1)
+    shared["messages"][0]["content"] = "Answer the following question.\n\nQuestion: How much are 1 blicks?"
+    write_lines(data / "splits" / "gsm8k" / "align.jsonl", [shared])
+    refused(["splits align and test overlap", "align.jsonl:1", "test.jsonl:1", "remove one"], task=folder_task(data))
 
 
 @pytest.mark.parametrize(
@@ -298,6 +312,10 @@ def test_output_folder_with_foreign_files(refused, tmp_path):
 def test_a_file_as_output_folder(refused, tmp_path, below):
     (tmp_path / "file").write_text("x")
     refused([f"{tmp_path / 'file'} is a file", "give a folder"], out=tmp_path / "file" / below)
+
+
+def test_an_output_folder_that_cannot_be_made(refused, tmp_path):
+    refused(["File name too long", "check the path"], out=tmp_path / ("x" * 300))
 
 
 def test_a_damaged_recipe_in_the_output_folder(refused, finished):

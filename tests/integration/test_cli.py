@@ -88,6 +88,7 @@ def test_plan_reads_no_weights(pkt, recipe, monkeypatch, tmp_path):
     assert "5 rows of 56" in done.out
     assert "48 -> 32" in done.out
     assert "align, 2 steps" in done.out
+    assert "16 rows of 16" in pkt("plan", path, "--set", "method.transfer_rate=1.0").out  # two heads share a row
     dry = pkt("run", path, "--dry-run", "--out", tmp_path / "out")
     assert dry.code == 0
     assert "5 rows of 56" in dry.out

@@ -15,12 +15,18 @@ from safetensors.torch import load_file
 
 import pkt.report.html
 import pkt.summary
-from pkt.files import save_tensors
+from pkt.files import save_tensors, write_text
 from pkt.inject.delta import Delta
 from pkt.models.lm import LM
 from pkt.run import Run
 
 STAGES = ["locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result"]
+
+
+@pytest.fixture(autouse=True)
+def plain_page(monkeypatch):
+    """The page costs more time than the run, and is no part of these tests."""
+    monkeypatch.setattr(pkt.report.html, "write", lambda folder: write_text(folder / "report.html", "page"))
 
 
 def records(folder: Path) -> dict[str, dict]:

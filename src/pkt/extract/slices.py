@@ -41,10 +41,11 @@ def place(changes_LKDt: dict[str, Tensor], chosen: NeuronSet, dims: Dims) -> Del
     placed: dict[Key, Lines] = {}
     for kind, parts in KINDS.items():
         for part in parts:
+            changes_KDt = changes_LKDt[part].unbind(0)  # one gradient for all layers, not a full-size one for each
             for i, layer in enumerate(chosen.layers[kind]):
                 lines = torch.tensor(line_index(part, chosen.index[kind][i].tolist(), dims))
                 index, which = lines.unique(return_inverse=True)
-                change_KD = changes_LKDt[part][i]
+                change_KD = changes_KDt[i]
                 which = which.to(change_KD.device)
                 total_RD = change_KD.new_zeros(len(index), change_KD.shape[1]).index_add(0, which, change_KD)
                 count_R = torch.bincount(which, minlength=len(index)).to(change_KD)

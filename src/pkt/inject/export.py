@@ -54,9 +54,9 @@ class _Survival:
         self.dot = self.left = self.meant = 0.0
         self.nonzero = self.alive = 0
 
-    def add(self, before: Tensor, after: Tensor, rounded: Tensor) -> None:
-        meant = (after - before).double()
-        left = (rounded.float() - before).double()
+    def add(self, before: Tensor, meant: Tensor, stored: Tensor) -> None:
+        meant = meant.double()
+        left = stored.double() - before.double()
         self.dot += float((meant * left).sum())
         self.left += float(left.pow(2).sum())
         self.meant += float(meant.pow(2).sum())
@@ -136,10 +136,9 @@ def changed(weight: Tensor, change: Change) -> Tensor:
 
 
 def _measure(weight: Tensor, change: Change, survival: dict[str, _Survival]) -> None:
-    after = changed(weight, change)
-    before = weight.float()
-    survival["target"].add(before, after, after.to(weight.dtype))
-    survival["float32"].add(before, after, after)
+    meant, after = changed(torch.zeros_like(weight), change), changed(weight, change)
+    survival["target"].add(weight, meant, after.to(weight.dtype))
+    survival["float32"].add(weight, meant, after)
 
 
 def _write_shard(source: Path, out: Path, changes: dict[str, Change], dtype: torch.dtype | None) -> None:

@@ -7,6 +7,7 @@ columns come straight from the files (`lm.slices`). Everything a method takes fr
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,14 +64,16 @@ class LM:
     @cached_property
     def config(self) -> Any:
         """The transformers config."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         folder = resolve(self.name, self.revision, weights=False)
         try:
             return AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
             raise UnsupportedModelError(
-                f"{self.name}: transformers cannot read its config: {str(e).splitlines()[0]}"
+                f"{self.name}: transformers cannot read its config: {_first_line(e.__cause__ or e)}; "
+                f"check its config.json"
             ) from e
 
     @cached_property
@@ -96,10 +99,12 @@ class LM:
 
         folder = resolve(self.name, self.revision, weights=False)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        except (OSError, ValueError) as e:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, padding_side="left", model_max_length=sys.maxsize
+            )  # lengths are checked against the config, by example
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UnsupportedModelError(
-                f"{self.name}: no tokenizer could be read from {folder}: {str(e).splitlines()[0]}"
+                f"{self.name}: no tokenizer could be read from {folder}: {_first_line(e)}; copy its tokenizer files"
             ) from e
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -141,6 +146,35 @@ class LM:
         import math
 
         return sum(math.prod(shape) for shape, _ in self.checkpoint.headers().values())
+
+    def check(self) -> None:
+        """Compare the headers of the weight files with the model that the config describes, built without weights.
+
+        Raises:
+            UnsupportedModelError: it cannot be built, or a tensor is missing or has another shape.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        unembed = f"{self.family.unembed}.weight"
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(self.config)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+            raise UnsupportedModelError(
+                f"{self.name}: transformers cannot build the model of its config: {type(e).__name__}: {_first_line(e)}; "
+                f"check its config.json"
+            ) from e
+        have = self.checkpoint.headers()
+        for name, weight in model.state_dict().items():
+            if name == unembed and self.config.tie_word_embeddings:
+                continue
+            found = have[name][0] if name in have else "none"
+            if found != list(weight.shape):
+                raise UnsupportedModelError(
+                    f"{self.name}: its weight files do not fit its config: {name} has shape {found}, expected "
+                    f"{list(weight.shape)}; copy the checkpoint again"
+                )
 
     @contextmanager
     def loaded(self) -> Iterator[PreTrainedModel]:
@@ -195,6 +229,10 @@ class LM:
                 "offload_buffers": True,
             }
         return {"device_map": {"": self.torch_device}}
+
+
+def _first_line(e: BaseException) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0].rstrip(".: ")
 
 
 def _check_device(device: str) -> None:
