@@ -34,7 +34,7 @@ def choose(lm: LM, layers: list[int], num: dict[str, int]) -> NeuronSet:
     """Any neurons will do: memory does not depend on which."""
     index = {kind: torch.arange(num[kind]).repeat(len(layers), 1) for kind in KINDS}
     return NeuronSet(
-        {kind: layers for kind in KINDS},
+        dict.fromkeys(KINDS, layers),
         index,
         {kind: torch.zeros_like(index[kind], dtype=torch.float32) for kind in KINDS},
     )

@@ -1,35 +1,27 @@
-"""From a recipe to a run folder, in stages that continue where an earlier run stopped.
-
-Every stage has a key, the hash of all that decides its output. `stages.json` keeps the keys of finished stages with the
-hashes of their files: a stage whose key and files still match is not run again.
-"""
+"""From a recipe to a run folder, in stages that continue where an earlier run stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import resource
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pkt.config import Recipe, read_yaml_file, validate
+from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
+from pkt.scores import Scores
+from pkt.stages import Stages, key_of
 from pkt.tasks.base import Task, fingerprint
 
 log = logging.getLogger(__name__)
-
-STAGES = ("locate", "align", "inject", "evaluate")
-VERSION = 1
-"""Part of every key: raise it when a stage's output changes for the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,7 @@ class Run:
         self.method, self.options = _method(recipe)
         resolved = {"name": self.method.name, **self.options.model_dump()}
         self.recipe = recipe.model_copy(update={"method": resolved})
+        self.stages, self.scores = Stages(folder), Scores(folder)
         self._check_folder()
 
     @staticmethod
@@ -126,7 +119,7 @@ class Run:
                     f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example"
                 )
         self._check_examples()
-        found = environment(self.source, self.target, self.machine)
+        found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         write_json(self.folder / "env.json", found)
 
@@ -153,8 +146,8 @@ class Run:
         """Attribution scores of both models, kept in `neurons/`."""
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
-        key = self._key("locate", self._inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
-        self._stage("locate", key, self._locate)
+        key = key_of("locate", self._inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
+        self.stages.run("locate", key, self._locate)
 
     def _locate(self) -> list[Path]:
         assert self.method.locate is not None
@@ -164,9 +157,8 @@ class Run:
 
     def _drop_damaged_neurons(self) -> None:
         """Remove scores that changed since they were written, so that they are made anew."""
-        for name, digest in self.stages().get("locate", {"files": {}})["files"].items():
-            if not _matches(self.folder / name, digest):
-                (self.folder / name).unlink(missing_ok=True)
+        for path in self.stages.damaged("locate"):
+            path.unlink(missing_ok=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -189,10 +181,10 @@ class Run:
             ).save(path)
             return [path]
 
-        key = self._key(
+        key = key_of(
             "align", self._inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
         )
-        self._stage("align", key, make)
+        self.stages.run("align", key, make)
         return Delta.load(path)
 
     def inject(self) -> Path:
@@ -202,57 +194,33 @@ class Run:
         delta_path, out = self.folder / "delta.safetensors", self.folder / "model"
         if not delta_path.is_file():
             raise DataError(f"{delta_path}: no such delta; run `pkt align {self.folder}` first")
-        key = self._key("inject", file_digest(delta_path), self.target.digest, self.recipe.export.dtype)
+        key = key_of("inject", file_digest(delta_path), self.target.digest, self.recipe.export.dtype)
 
         def make() -> list[Path]:
             kept = export(Delta.load(delta_path), self.target, out, dtype=self.recipe.export.dtype)
             write_json(self.folder / "export.json", kept_record(kept))
             return [self.folder / "export.json", *sorted(p for p in out.iterdir() if p.is_file())]
 
-        self._stage("inject", key, make)
+        self.stages.run("inject", key, make)
         return out
 
-    def evaluate(self) -> list[dict[str, Any]]:
+    def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
         arms = self.recipe.evaluate.arms
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
-        self._drop_damaged_scores()
+        self.scores.drop_damaged()
         for arm in arms:
             lm: LM = getattr(self, arm)
-            key = self._key("evaluate", arm, lm.digest, *self._evaluation())
-            self._stage(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self._arm_digest, arm))
-        self._write_scores(self.scores())  # without arms that the recipe no longer names
-        return self.scores()
-
-    def _drop_damaged_scores(self) -> None:
-        """Remove results that cannot be read, so that they are made anew."""
-        for name, read in (("scores.jsonl", self.scores), ("perplexity.json", self.perplexities)):
-            try:
-                read()
-            except ValueError:
-                log.warning("%s is damaged; made anew", self.folder / name)
-                (self.folder / name).unlink()
-
-    def _arm_digest(self, arm: str) -> str:
-        """Hash of an arm's share of `scores.jsonl` and `perplexity.json`."""
-        lines = [line for line in self.scores() if line["arm"] == arm]
-        return self._key(lines, self.perplexities().get(arm))
-
-    def _write_scores(self, lines: list[dict[str, Any]]) -> None:
-        """Write `scores.jsonl` in the order of the recipe's arms."""
-        order = list(self.recipe.evaluate.arms)
-        kept = sorted((line for line in lines if line["arm"] in order), key=lambda line: order.index(line["arm"]))
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        path = self.folder / "scores.jsonl"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
+            key = key_of("evaluate", arm, lm.digest, *self._evaluation())
+            self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
+        self.scores.keep(arms)  # without arms that the recipe no longer names
 
     def _score(self, arm: str, lm: LM) -> list[Path]:
         from pkt.evaluate.harness import score
         from pkt.evaluate.perplexity import perplexity
 
-        cfg = self.recipe.evaluate
+        cfg, seed = self.recipe.evaluate, self.recipe.seed
         text = self._guard_text()
         with lm.loaded() as model:
             lines = score(
@@ -261,29 +229,12 @@ class Run:
                 self.task,
                 style=self.style,
                 limit=cfg.limit,
-                seed=self.recipe.seed,
+                seed=seed,
                 batch_size=self.machine.batch_size,
             )
             found = perplexity(model, lm.tokenizer, text) if text else None
-        kept = [line for line in self.scores() if line["arm"] != arm]
-        new = [{"arm": arm, "seed": self.recipe.seed, "task": self.task.name, **line} for line in lines]
-        self._write_scores([*kept, *new])
-        write_json(self.folder / "perplexity.json", self.perplexities() | {arm: found})
+        self.scores.put(arm, [{"arm": arm, "seed": seed, **line} for line in lines], found, cfg.arms)
         return []
-
-    def scores(self) -> list[dict[str, Any]]:
-        """The lines of `scores.jsonl`, if there are any."""
-        path = self.folder / "scores.jsonl"
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            if path.is_file()
-            else []
-        )
-
-    def perplexities(self) -> dict[str, Any]:
-        """The arms' perplexities, if there are any."""
-        path = self.folder / "perplexity.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _guard_text(self) -> str | None:
         path = self.recipe.evaluate.perplexity_text
@@ -319,50 +270,6 @@ class Run:
         data = [fingerprint(self.task.split(name)) for name in splits]
         return [self.source.digest, self.target.digest, self.method.name, self.style, *data]
 
-    def _key(self, *parts: Any) -> str:
-        return hashlib.sha256(json.dumps([VERSION, *parts], sort_keys=True).encode()).hexdigest()
-
-    def stages(self) -> dict[str, dict[str, Any]]:
-        """What `stages.json` says."""
-        path = self.folder / "stages.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
-            raise DataError(f"{path}: damaged; delete it, and the stages are run again") from None
-
-    def _stage(
-        self, name: str, key: str, make: Callable[[], Iterable[Path]], content: Callable[[], str] | None = None
-    ) -> None:
-        """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files."""
-        for path in leftovers(self.folder):
-            path.unlink()
-        done = self.stages().get(name)
-        if (
-            done
-            and done["key"] == key
-            and all(_matches(self.folder / f, digest) for f, digest in done["files"].items())
-            and (content is None or done.get("content") == content())
-        ):
-            log.info("%s: already done", name)
-            return
-        start = time.perf_counter()
-        _reset_peak()
-        files = make()
-        record: dict[str, Any] = {
-            "key": key,
-            "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
-            "seconds": round(time.perf_counter() - start, 3),
-            "peak_memory_gib": round(_peak_bytes() / 2**30, 3),
-        }
-        if content is not None:
-            record["content"] = content()
-        write_json(self.folder / "stages.json", self.stages() | {name: record})
-        log.info("%s: %.1f s", name, record["seconds"])
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.is_file() and file_digest(path) == digest
-
 
 def _method(recipe: Recipe) -> tuple[Any, Any]:
     """The method and its validated options."""
@@ -388,48 +295,3 @@ def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run
     write_summary(run)
     write(folder)
     return run
-
-
-def environment(source: LM, target: LM, machine: Machine) -> dict[str, Any]:
-    """Versions, device, commit and the hashes of both models."""
-    import platform
-    import subprocess
-    import sys
-    from importlib.metadata import version
-
-    import torch
-
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {
-            name: version(name) for name in ("pkt", "torch", "transformers", "safetensors", "tokenizers", "lm_eval")
-        },
-        "device": target.torch_device,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "batch_size": machine.batch_size,
-        "commit": commit or None,
-        "command": " ".join(sys.argv),
-        "weights": {source.name: source.digest, target.name: target.digest},
-    }
-
-
-def _reset_peak() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_bytes() -> int:
-    """Peak of the GPU's memory in this stage, or of this process so far on a CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

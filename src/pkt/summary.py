@@ -31,7 +31,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "delta": [],
         "costs": [
             {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]}
-            for name, s in sorted(run.stages().items(), key=lambda item: _order(item[0], run))
+            for name, s in sorted(run.stages.records().items(), key=lambda item: _order(item[0], run))
         ],
         "warnings": [],
     }
@@ -52,7 +52,7 @@ def write_summary(run: Run) -> dict[str, Any]:
 
 def _order(stage: str, run: Run) -> tuple[int, int]:
     """Where a stage stands in a run: `evaluate result` after `inject`, arms as in the recipe."""
-    from pkt.run import STAGES
+    from pkt.stages import STAGES
 
     name, _, arm = stage.partition(" ")
     arms = list(run.recipe.evaluate.arms)
@@ -70,13 +70,13 @@ def _model(lm: LM) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:
-    rows = summarise(run.scores())
+    rows = summarise(run.scores.lines())
     if not is_nano(run.task.name):
         return rows
     from pkt.nano import world
 
     tests = world.splits(run.task.name.removeprefix("nano/"))["test"]
-    scored = {line["id"] for line in run.scores()}
+    scored = {line["id"] for line in run.scores.lines()}
     for row in rows:
         asked = [r for r in tests if r["id"] in scored and row["tier"] in (r["tier"], "all")]
         row["chance"] = world.best_guess(run.task.name.removeprefix("nano/"), asked)
@@ -84,7 +84,7 @@ def _scores(run: Run) -> list[dict[str, Any]]:
 
 
 def _perplexity(run: Run) -> dict[str, Any] | None:
-    found = {arm: value for arm, value in run.perplexities().items() if arm in run.recipe.evaluate.arms}
+    found = {arm: value for arm, value in run.scores.perplexities().items() if arm in run.recipe.evaluate.arms}
     if not any(found.values()):
         return None
     return found | {"text": run.recipe.evaluate.perplexity_text or "neutral sentences of the nano world"}

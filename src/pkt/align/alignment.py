@@ -91,7 +91,7 @@ def example_losses(model: PreTrainedModel, target: LM, batch: Sequence[Encoded])
     """Mean cross-entropy of each example, (B,) float32 in nats. Padded on the right; only labelled positions get logits."""
     width = max(len(e.ids) for e in batch)
     pad = target.tokenizer.pad_token_id
-    device = model.get_submodule(target.family.embed).weight.device
+    device = target.torch_device
     ids_BT = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in batch], device=device)
     mask_BT = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in batch], device=device)
     labels_BT = torch.tensor([e.labels + [IGNORED] * (width - len(e.labels)) for e in batch])[:, 1:]

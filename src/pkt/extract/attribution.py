@@ -121,9 +121,8 @@ def attribute(
     start = time.perf_counter()
     ids = [strip_trailing(encode(e, style, lm.tokenizer, lm.dims.context), lm.tokenizer, e) for e in examples]
     with lm.loaded() as model, torch.no_grad():
-        unembed = model.get_submodule(lm.family.unembed).weight
-        norm = model.get_submodule(lm.family.final_norm).weight
-        lens = Lens(unembed, norm.to(unembed.device), memory // 2)
+        unembed, norm = (_weight(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
+        lens = Lens(unembed, norm, memory // 2)
         per = 4 * lm.dims.layers * (lm.dims.ffn + lm.dims.attention + 4 * lm.dims.width)
         size = max(1, memory // 2 // per)
         parts = [
@@ -152,7 +151,7 @@ def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], c
         after = before + torch.stack([s.write[kind] for s in sites])
         gains = []
         for layer in range(lm.dims.layers):
-            value_DN = _weight(model, lm.family.module(writer, layer)).to(device)
+            value_DN = _weight(model, lm.family.module(writer, layer), lm.torch_device)
             act = torch.stack([s.act[kind][layer] for s in sites])
             gains.append(lens.gain(before[:, layer], act, value_DN, scale, answer).cpu())
         neurons[kind] = torch.stack(gains, dim=1)
@@ -169,7 +168,7 @@ def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], c
 def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: AttributionConfig) -> Iterator[_Site]:
     """Run the examples one by one and keep what their last position shows."""
     family, count = lm.family, lm.dims.layers
-    device = model.get_submodule(family.unembed).weight.device
+    device = lm.torch_device
     at = [family.layer.format(i=i) for i in range(count)]
     paths = {part: [family.module(part, i) for i in range(count)] for part in ("down", "o", "v", "attention", "ffn")}
     last_only = cfg.positions == "last"
@@ -181,9 +180,8 @@ def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: Attribut
 
     with record(model, inputs, outputs) as kept, _attention_weights(model, last_only):
         for ids in batch:
-            first = model.get_submodule(family.embed).weight.device
             result = model.get_submodule(family.decoder)(
-                torch.tensor([ids[:-1]], device=first), use_cache=False, output_attentions=last_only
+                torch.tensor([ids[:-1]], device=device), use_cache=False, output_attentions=last_only
             )
             x, a = last(kept, at, "in"), last(kept, paths["attention"], "out")
             final = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
@@ -228,15 +226,15 @@ def _attention_weights(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
-def _weight(model: PreTrainedModel, path: str) -> Tensor:
-    """A module's weight, fetched from where accelerate keeps it if the module is offloaded."""
+def _weight(model: PreTrainedModel, path: str, device: str) -> Tensor:
+    """A module's weight on `device`, fetched from where accelerate keeps it if the module is offloaded."""
     module: Any = model.get_submodule(path)
     if module.weight.device.type != "meta":
-        return module.weight
+        return module.weight.to(device)
     from accelerate.utils import align_module_device
 
     with align_module_device(module):
-        return module.weight.clone()
+        return module.weight.to(device, copy=True)
 
 
 def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, per_example: bool) -> str:

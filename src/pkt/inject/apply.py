@@ -33,7 +33,7 @@ def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
 
 def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        added, channels = change.output(args[0])
+        added, channels = change.output(args[0].to(output.device))
         return output + added if channels is None else output.index_add(-1, channels, added)
 
     return hook

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class LM:
         self.name, self.revision, self.device, self.dtype, self.memo = str(name), revision, device, dtype, memo
         self._model: PreTrainedModel | None = None
         self._users = 0
+        self._offload: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
         return f"LM({self.name!r})"
@@ -187,7 +189,21 @@ class LM:
         finally:
             self._users -= 1
             if not self._users:
-                self._model = None
+                self._release()
+
+    def _release(self) -> None:
+        """Let the weights go, so that the next model finds the memory free."""
+        import gc
+
+        import torch
+
+        self._model = None
+        if self._offload is not None:
+            self._offload.cleanup()
+            self._offload = None
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _load(self) -> PreTrainedModel:
         import torch
@@ -223,11 +239,8 @@ class LM:
         if self.device in ("balanced", "sequential"):
             return {"device_map": self.device}
         if self.device == "offload":
-            return {
-                "device_map": "auto",
-                "offload_folder": str(Path(self.memo or ".") / "offload"),
-                "offload_buffers": True,
-            }
+            self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
+            return {"device_map": "auto", "offload_folder": self._offload.name, "offload_buffers": True}
         return {"device_map": {"": self.torch_device}}
 
 

@@ -1,0 +1,100 @@
+"""Stages of a run folder: done once, and again only where their inputs or their files have changed.
+
+A stage's key is the hash of all that decides its output. `stages.json` keeps the keys of finished stages with the hashes of
+their files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pkt.errors import DataError
+from pkt.files import leftovers, write_json
+from pkt.models.checkpoint import file_digest
+
+log = logging.getLogger(__name__)
+
+STAGES = ("locate", "align", "inject", "evaluate")
+VERSION = 1
+"""Part of every key: raise it when a stage's output changes for the same inputs."""
+
+
+def key_of(*parts: Any) -> str:
+    """Hash of JSON values."""
+    return hashlib.sha256(json.dumps([VERSION, *parts], sort_keys=True).encode()).hexdigest()
+
+
+class Stages:
+    """The finished stages of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "stages.json"
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What `stages.json` says.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        except ValueError:
+            raise DataError(f"{self.path}: damaged; delete it, and the stages are run again") from None
+
+    def run(
+        self, name: str, key: str, make: Callable[[], Iterable[Path]], content: Callable[[], str] | None = None
+    ) -> None:
+        """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files."""
+        for path in leftovers(self.folder):
+            path.unlink()
+        done = self.records().get(name)
+        if (
+            done
+            and done["key"] == key
+            and not self.damaged(name)
+            and (content is None or done.get("content") == content())
+        ):
+            log.info("%s: already done", name)
+            return
+        start = time.perf_counter()
+        _reset_peak()
+        files = make()
+        record: dict[str, Any] = {
+            "key": key,
+            "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_memory_gib": round(_peak_bytes() / 2**30, 3),
+        }
+        if content is not None:
+            record["content"] = content()
+        write_json(self.path, self.records() | {name: record})
+        log.info("%s: %.1f s", name, record["seconds"])
+
+    def damaged(self, name: str) -> list[Path]:
+        """Files of a finished stage that are gone or no longer what it wrote."""
+        files = self.records().get(name, {"files": {}})["files"]
+        paths = ((self.folder / file, digest) for file, digest in files.items())
+        return [path for path, digest in paths if not path.is_file() or file_digest(path) != digest]
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_bytes() -> int:
+    """Peak of the GPU's memory in this stage, or of this process so far on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
