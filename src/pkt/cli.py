@@ -68,6 +68,7 @@ def _setup(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # threads that wait by spinning make small models ten times slower as soon as somebody else uses a core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bytes in every run on a GPU
 
 
 def _machine(device: str, batch_size: int = 64) -> Machine:

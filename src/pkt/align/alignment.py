@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ def align(
     optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing):
+    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), _deterministic():
         for step in track(range(options.steps), "alignment"):
             lr, beta1 = options.schedule.at(step)
             for group in optimizer.param_groups:
@@ -187,18 +188,31 @@ def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None
         )
 
 
-class _checkpointing:  # noqa: N801 - used like a function
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """On a GPU, kernels that give the same bytes in every run, where torch has them."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def _checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     """Recompute activations in the backward pass; transformers does so in training mode only."""
-
-    def __init__(self, model: PreTrainedModel, wanted: bool) -> None:
-        self.model, self.wanted = model, wanted
-
-    def __enter__(self) -> None:
-        if self.wanted:
-            self.model.activation_checkpointing_enable()
-            self.model.train()
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            self.model.activation_checkpointing_disable()
-            self.model.eval()
+    if not wanted:
+        yield
+        return
+    model.activation_checkpointing_enable()
+    model.train()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+        model.eval()

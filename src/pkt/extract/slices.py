@@ -5,6 +5,8 @@ L layers, K neurons per layer, R distinct rows, Ds and Dt widths of source and t
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -43,11 +45,27 @@ def place(changes_LKDt: dict[str, Tensor], chosen: NeuronSet, dims: Dims) -> Del
         for part in parts:
             changes_KDt = changes_LKDt[part].unbind(0)  # one gradient for all layers, not a full-size one for each
             for i, layer in enumerate(chosen.layers[kind]):
-                lines = torch.tensor(line_index(part, chosen.index[kind][i].tolist(), dims))
-                index, which = lines.unique(return_inverse=True)
-                change_KD = changes_KDt[i]
-                which = which.to(change_KD.device)
-                total_RD = change_KD.new_zeros(len(index), change_KD.shape[1]).index_add(0, which, change_KD)
-                count_R = torch.bincount(which, minlength=len(index)).to(change_KD)
-                placed[layer, part] = Lines(index, total_RD / count_R[:, None], LINE_AXIS[part])
+                lines = line_index(part, chosen.index[kind][i].tolist(), dims)
+                index, values_RD = _merge(lines, changes_KDt[i])
+                placed[layer, part] = Lines(index, values_RD, LINE_AXIS[part])
     return Delta({key: placed[key] for key in sorted(placed)})
+
+
+def _merge(lines: list[int], change_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct lines (R,) in order, and the mean change of each (R, D).
+
+    Changes of one line are added in rank order, one index_add of distinct lines after the other: a single one with repeats
+    would add in an order that changes from run to run on a GPU.
+    """
+    index, row_K, count_R = torch.tensor(lines).unique(return_inverse=True, return_counts=True)
+    seen: Counter[int] = Counter()
+    earlier = []
+    for line in lines:
+        earlier.append(seen[line])
+        seen[line] += 1
+    earlier_K = torch.tensor(earlier)
+    total_RD = change_KD.new_zeros(len(index), change_KD.shape[1])
+    for turn in range(int(count_R.max())):
+        now = (earlier_K == turn).nonzero()[:, 0].to(change_KD.device)
+        total_RD = total_RD.index_add(0, row_K.to(change_KD.device)[now], change_KD[now])
+    return index, total_RD / count_R.to(change_KD)[:, None]
