@@ -1,0 +1,65 @@
+"""What the README shows runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import pkt
+from pkt.config import RECIPES, load_recipe
+from pkt.report.table import ARMS
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    names: dict = {}
+    exec(code, names)
+    assert {line["tier"] for line in names["scores"]} >= {"known", "new"}
+    assert names["delta"].norm() > 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+
+
+def test_recipe(tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_recipe(str(tmp_path / "mine.yaml")).source.name == "meta-llama/Llama-2-13b-chat-hf"
+
+
+def test_commands_name_what_exists():
+    from typer.main import get_command
+
+    from pkt.cli import app
+
+    known = set(get_command(app).commands)
+    for command, argument in re.findall(r"\bpkt ([a-z]+) +([a-z0-9_]+)?", "\n".join(blocks(""))):
+        assert command in known
+        if command in ("run", "plan"):
+            assert (RECIPES / f"{argument}.yaml").is_file()
+
+
+def test_the_table_has_the_columns_of_the_demo():
+    header = next(line for line in README.split("\n") if line.startswith("tier "))
+    assert header.split() == ["tier", *ARMS, "change", "chance", "items", "units"]
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import pkt, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pkt.nothing
+    assert set(pkt.__all__) <= set(dir(pkt))
