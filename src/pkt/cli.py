@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -318,6 +319,13 @@ def main() -> None:
         if "--debug" in sys.argv or e.filename is None:
             raise
         _fail(f"{e.filename}: {e.strerror}; check the path, its permissions and the space on its disk")
+    except RuntimeError as e:  # torch.OutOfMemoryError is one, and so is the CPU allocator's
+        if "--debug" in sys.argv or not re.search("out of memory|can't allocate memory", str(e), re.IGNORECASE):
+            raise
+        _fail(
+            "the device ran out of memory; try a lower --batch-size or method.micro_batch, method.gradient_checkpointing=true, "
+            "dtype=bfloat16, or --device offload"
+        )
     if code == INTERRUPTED:
         err.print("interrupted; run the same command again to continue", highlight=False)
         sys.exit(code)

@@ -346,3 +346,20 @@ def test_a_real_process_prints_one_line_and_exits_with_2(recipe, tmp_path):
     assert done.stderr.startswith("error: some-body/some-model is neither a folder here nor in the hub cache")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_out_of_memory_says_what_to_do(monkeypatch, capsys):
+    import pkt.run
+    from pkt.cli import main
+
+    def grow(*_args):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
+        )
+
+    monkeypatch.setattr(pkt.run, "execute", grow)
+    monkeypatch.setattr("sys.argv", ["pkt", "run", "nano_tuned", "--out", "nowhere"])
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the device ran out of memory; try a lower --batch-size")

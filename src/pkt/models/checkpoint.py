@@ -48,7 +48,7 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(f"model folder {name} does not exist; give an existing folder, a hub name or nano/...")
-    return _download(name, revision, ("*.safetensors", *SIDE_FILES) if weights else SIDE_FILES)
+    return _download(name, revision, ("model*.safetensors", *SIDE_FILES) if weights else SIDE_FILES)
 
 
 def _download(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
