@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -98,7 +99,7 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
 
 @dataclass(frozen=True)
 class Located:
-    """Both models' chosen neurons at one rate, and the source's slices (part -> (L, K, Ds))."""
+    """Both models' chosen neurons at one rate, and the source's slices (part -> (L, K, Ds)) on the target's device."""
 
     source: NeuronSet
     target: NeuronSet
@@ -112,7 +113,8 @@ def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num:
     every = {kind: list(range(target.dims.layers)) for kind in KINDS}
     chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
     placed = select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
-    return Located(chosen, placed, read_slices(source, chosen))
+    slices = {part: t.to(target.torch_device) for part, t in read_slices(source, chosen).items()}
+    return Located(chosen, placed, slices)
 
 
 def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> tuple[Attribution, Attribution]:
@@ -150,7 +152,13 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
         picked = scores if example is None else (scores[0].example(example), scores[1].example(example))
         return locate(source, target, picked, num)
 
-    steps = [located(i, at) for i in range(min(cfg.steps, len(extract)))] if per_example else [located(None, at)]
+    @lru_cache(maxsize=1)  # slices of a large source are gigabytes: one set at a time
+    def of_example(example: int | None) -> Located:
+        return located(example, at)
+
+    def of_step(step: int) -> Located:
+        return of_example(step % len(extract) if per_example else None)
+
     hyper = Hypernetwork(
         source.dims.width, target.dims.width, gen, hidden=cfg.hidden, bias=cfg.bias, init=cfg.init, scale=cfg.init_scale
     ).to(target.torch_device)
@@ -160,8 +168,8 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
         target,
         encode_all(extract, style, target, loss_on_prompt=cfg.loss_on_prompt),
         encode_all(aligned, style, target, loss_on_prompt=cfg.loss_on_prompt),
-        slices_of=lambda step: _to(steps[step % len(steps)].slices, target.torch_device),
-        place=lambda changes, step: place(changes, steps[step % len(steps)].target, target.dims),
+        slices_of=lambda step: of_step(step).slices,
+        place=lambda changes, step: place(changes, of_step(step).target, target.dims),
         options=Options(
             cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay
         ),
@@ -170,7 +178,7 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
     drawn = int(torch.randint(len(extract), (), generator=gen)) if per_example else None
     final = located(drawn, into)
     with torch.no_grad():
-        delta = place(hyper(_to(final.slices, target.torch_device)), final.target, target.dims).detach()
+        delta = place(hyper(final.slices), final.target, target.dims).detach()
     return Delta(delta.changes, {"layers": describe_layers(scores, final), "history": history})
 
 
@@ -185,7 +193,3 @@ def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> 
         }
         for kind in KINDS
     }
-
-
-def _to(slices: dict[str, Tensor], device: str) -> dict[str, Tensor]:
-    return {part: t.to(device) for part, t in slices.items()}
