@@ -67,7 +67,7 @@ def evaluate(
     """Score a model, with a delta hooked in if one is given: one dict per test item (see `docs/run_folder.md`)."""
     from contextlib import nullcontext
 
-    from pkt.evaluate.harness import score
+    from pkt.evaluation.harness import score
     from pkt.inject.apply import injected as hooked
 
     with model.loaded() as loaded, hooked(loaded, delta) if delta else nullcontext():

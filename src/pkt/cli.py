@@ -18,6 +18,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from pkt.errors import PktError
+from pkt.files import locked
 
 if TYPE_CHECKING:
     from pkt.run import Machine, Run
@@ -54,8 +55,19 @@ Device = Annotated[
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(f"pkt {version('pkt')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _setup(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and stop")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and debug messages")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress messages")] = False,
 ) -> None:
@@ -142,8 +154,10 @@ def plan(recipe: RecipeArg, set_: Set = None, device: Device = "auto") -> None:
 def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "auto") -> None:
     """Stage 1: score layers and neurons of both models on the extract split."""
     made = _run(recipe, out_, set_, device)
-    made.start()
-    made.locate()
+    made.check()
+    with locked(out_):
+        made.start()
+        made.locate()
     out.print(f"scores in {out_ / 'neurons'}; next: pkt align {out_}", highlight=False)
 
 
@@ -151,7 +165,8 @@ def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "aut
 def align(folder: Folder, device: Device = "auto") -> None:
     """Stage 2: train the method's delta."""
     made = _resume(folder, device)
-    delta = made.align()
+    with locked(folder):
+        delta = made.align()
     out.print(
         f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}",
         highlight=False,
@@ -161,7 +176,9 @@ def align(folder: Folder, device: Device = "auto") -> None:
 @app.command()
 def inject(folder: Folder, device: Device = "auto") -> None:
     """Stage 3: export the target with the delta as an ordinary checkpoint."""
-    model = _resume(folder, device).inject()
+    made = _resume(folder, device)
+    with locked(folder):
+        model = made.inject()
     out.print(
         f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}", highlight=False
     )
@@ -173,9 +190,10 @@ def evaluate(folder: Folder, device: Device = "auto", batch_size: Batch = 64) ->
     from pkt.summary import write_summary
 
     made = _resume(folder, device, batch_size)
-    made.evaluate()
-    write_summary(made)
-    _report(folder)
+    with locked(folder):
+        made.evaluate()
+        write_summary(made)
+        _report(folder)
     _show(folder)
 
 
@@ -296,7 +314,10 @@ def _show(folder: Path) -> None:
     from pkt.report.table import rich_table
 
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    out.print(rich_table(summary))
+    if summary["scores"]:
+        out.print(rich_table(summary))
+    else:
+        out.print("nothing was scored: evaluate.arms is empty", highlight=False)
     for warning in summary["warnings"]:
         out.print(f"note: {warning}", highlight=False)
     out.print(
@@ -327,7 +348,10 @@ def main() -> None:
             "dtype=bfloat16, or --device offload"
         )
     if code == INTERRUPTED:
-        err.print("interrupted; run the same command again to continue", highlight=False)
+        err.print(
+            "interrupted; run the same command again: finished stages are kept",
+            highlight=False,
+        )
         sys.exit(code)
 
 

@@ -81,10 +81,10 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
 
-    @field_validator("source", "target", mode="before")
+    @field_validator("source", "target", "task", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        """`source: nano/source` is short for `source: {name: nano/source}`."""
+        """`source: nano/source` is short for `source: {name: nano/source}`; a task likewise."""
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("method", mode="before")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pkt.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,6 +26,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, making it if need be; released when the block or the process ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by another run; wait for it, or give another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 from pkt.config import Recipe, read_yaml_file, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
-from pkt.files import leftovers, write_json, write_text
+from pkt.files import leftovers, locked, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
@@ -107,8 +107,8 @@ class Run:
     def style(self) -> str:
         return self.recipe.task.prompt_style
 
-    def start(self) -> None:
-        """Check everything that can be checked without weights, then write the recipe and the environment."""
+    def check(self) -> None:
+        """Check everything that can be checked without weights; writes nothing."""
         self.method.requires(self.source, self.target, self.options)
         self.source.check()
         self.target.check()
@@ -119,13 +119,16 @@ class Run:
                     f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example"
                 )
         self._check_examples()
+
+    def start(self) -> None:
+        """Write the recipe and the environment."""
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         write_json(self.folder / "env.json", found)
 
     def _check_examples(self) -> None:
         """Every example can be encoded and graded, as far as tokenizers tell."""
-        from pkt.evaluate.harness import draw
+        from pkt.evaluation.harness import draw
         from pkt.tasks.prompts import encode, render, strip_trailing
 
         for name in self.method.splits:
@@ -217,8 +220,8 @@ class Run:
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
     def _score(self, arm: str, lm: LM) -> list[Path]:
-        from pkt.evaluate.harness import score
-        from pkt.evaluate.perplexity import perplexity
+        from pkt.evaluation.harness import score
+        from pkt.evaluation.perplexity import perplexity
 
         cfg, seed = self.recipe.evaluate, self.recipe.seed
         text = self._guard_text()
@@ -252,7 +255,7 @@ class Run:
         return None
 
     def _evaluation(self) -> list[Any]:
-        from pkt.evaluate.harness import VERSION as HARNESS
+        from pkt.evaluation.harness import VERSION as HARNESS
 
         text = self._guard_text()
         return [
@@ -286,12 +289,14 @@ def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run
     from pkt.summary import write_summary
 
     run = Run(recipe, folder, machine)
-    run.start()
-    if run.method.locate is not None:
-        run.locate()
-    run.align()
-    run.inject()
-    run.evaluate()
-    write_summary(run)
-    write(folder)
+    run.check()
+    with locked(folder):
+        run.start()
+        if run.method.locate is not None:
+            run.locate()
+        run.align()
+        run.inject()
+        run.evaluate()
+        write_summary(run)
+        write(folder)
     return run

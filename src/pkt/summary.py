@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pkt.evaluate.statistics import summarise
+from pkt.evaluation.statistics import summarise
 from pkt.files import write_json, write_text
 from pkt.inject.delta import Delta, Lines
 from pkt.models.checkpoint import file_digest, is_nano
@@ -76,9 +76,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     from pkt.nano import world
 
     tests = world.splits(run.task.name.removeprefix("nano/"))["test"]
-    scored = {line["id"] for line in run.scores.lines()}
     for row in rows:
-        asked = [r for r in tests if r["id"] in scored and row["tier"] in (r["tier"], "all")]
+        asked = [r for r in tests if row["tier"] in (r["tier"], "all")]
         row["chance"] = world.best_guess(run.task.name.removeprefix("nano/"), asked)
     return rows
 
@@ -124,6 +123,8 @@ def _warnings(delta: Delta, run: Run) -> list[str]:
         found.append(
             f"grouped key-value heads: {columns} attention neurons fall on {rows} rows of v_proj; changes of one row were averaged"
         )
+    if run.source.digest == run.target.digest:
+        found.append("source and target have the same weights: there is nothing to transfer, so this is a control")
     if delta.norm() == 0:
         found.append("the delta is zero: the result is the target")
     return found

@@ -61,7 +61,10 @@ def laten(**options: object) -> dict:
         ({"method": laten(transfer_rate=0.0)}, ["method.transfer_rate: found 0.0", "greater than 0"]),
         ({"method": laten(transfer_rate=1.01)}, ["method.transfer_rate: found 1.01", "less than or equal to 1"]),
         ({"method": laten(transfer_rate=0.02)}, ["rate 0.02 selects no attention neuron", "32 per layer", "0.03125"]),
-        ({"method": laten(steps=9, schedule_steps=3)}, ["steps is 9", "ends the schedule at 3", "raise it"]),
+        (
+            {"method": laten(steps=9, schedule_steps=3)},
+            ["steps is 9", "ends the schedule at 3", "set method.schedule_steps=9"],
+        ),
         ({"method": {"name": "latten"}}, ["unknown method 'latten'", "did you mean 'laten'?"]),
         ({"method": "laten"}, ["method: found 'laten'", "name: laten"]),
         ({"target": None}, ["missing key 'target'", "add it"]),
@@ -363,3 +366,13 @@ def test_out_of_memory_says_what_to_do(monkeypatch, capsys):
         main()
     assert e.value.code == 2
     assert capsys.readouterr().err.startswith("error: the device ran out of memory; try a lower --batch-size")
+
+
+def test_a_folder_in_use_is_refused(pkt, recipe, tmp_path):
+    from pkt.files import locked
+
+    with locked(tmp_path / "out"):
+        done = pkt("run", recipe(), "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "out is in use by another run; wait for it, or give another folder" in done.err
+    assert list((tmp_path / "out").iterdir()) == []

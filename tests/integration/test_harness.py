@@ -13,8 +13,8 @@ import torch
 from transformers import GenerationConfig
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
-from pkt.evaluate.harness import draw, score
-from pkt.evaluate.perplexity import perplexity
+from pkt.evaluation.harness import draw, score
+from pkt.evaluation.perplexity import perplexity
 from pkt.nano import world
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS

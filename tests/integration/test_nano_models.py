@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from pkt.evaluate.harness import score
-from pkt.evaluate.statistics import summarise
+from pkt.evaluation.harness import score
+from pkt.evaluation.statistics import summarise
 from pkt.models.checkpoint import NANO, file_digest
 from pkt.models.lm import LM
 from pkt.nano import world

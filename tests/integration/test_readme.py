@@ -63,3 +63,16 @@ def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pkt.nothing
     assert set(pkt.__all__) <= set(dir(pkt))
+
+
+def test_every_function_of_the_interface_works_twice():
+    """A name must not turn into the module of the same name once that is imported."""
+    target, task = pkt.LM("nano/target", dtype="float32"), pkt.task("nano/gsm8k")
+    first, second = (pkt.evaluate(target, task, style="plain", limit=2) for _ in range(2))
+    assert first == second
+    for name in pkt.__all__:
+        assert callable(getattr(pkt, name))
+
+
+def test_a_delta_prints_in_one_line(tiny_target):
+    assert repr(pkt.Delta({})) == "Delta(0 tensors, 0 entries, norm 0)"

@@ -65,7 +65,7 @@ def test_stopped_between_two_stages(pkt, recipe, finished, tmp_path, monkeypatch
         stop_before(patch, stage)
         done = pkt(*command)
     assert done.code == 130
-    assert done.err == "interrupted; run the same command again to continue\n"
+    assert done.err == "interrupted; run the same command again: finished stages are kept\n"
     first = records(tmp_path / "out")
     assert list(first) == sorted(STAGES[: STAGES.index(stage)] if stage in STAGES else STAGES)
     assert pkt(*command).code == 0

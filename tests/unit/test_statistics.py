@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pkt.evaluate.statistics import summarise
+from pkt.evaluation.statistics import summarise
 
 
 def line(score: float, unit: str, tier: str = "new", arm: str = "target", seed: int = 0) -> dict:
@@ -80,3 +80,24 @@ def test_rows_per_arm_and_tier() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert summarise([]) == []
+
+
+def test_change_is_paired_by_item():
+    """Two models that answer alike but for one item: the change is known far better than either score."""
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 2, 100).astype(float)
+    after = before.copy()
+    after[:3] = 1 - after[:3]
+    lines = [
+        {"arm": arm, "seed": 0, "id": str(i), "unit": str(i), "tier": "", "score": float(x)}
+        for arm, scores in (("target", before), ("result", after))
+        for i, x in enumerate(scores)
+    ]
+    target, result = summarise(lines)
+    assert "change" not in target
+    difference = after - before
+    assert result["change"] == pytest.approx(difference.mean())
+    assert result["change_error"] == pytest.approx(difference.std(ddof=1) / 10)
+    assert result["change_error"] < 0.5 * result["standard_error"]
+    alone = summarise([line for line in lines if line["arm"] == "result"])
+    assert "change" not in alone[0]

@@ -184,7 +184,8 @@ def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None
     bad = [e.id for e, fine in zip(batch, losses_B.isfinite().tolist(), strict=True) if not fine]
     if bad:
         raise TrainingError(
-            f"step {step + 1}: the loss of example {', '.join(bad)} is not finite; lower the learning rate or the initial scale"
+            f"step {step + 1}: the loss of example {bad[0]} is not finite (and of {len(bad) - 1} more); lower the learning rate or the "
+            f"initial scale"
         )
 
 

@@ -131,13 +131,16 @@ Key = tuple[int | None, str]
 """(layer, part): a part of `Family`, with no layer for `embed`, `unembed` and `final_norm`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Delta:
     """Changes to a target's weights, and where they came from."""
 
     changes: dict[Key, Change]
     provenance: dict[str, Any] = field(default_factory=dict)
     """JSON values: method, options, hashes, layer maps, the training history."""
+
+    def __repr__(self) -> str:
+        return f"Delta({len(self.changes)} tensors, {self.size():,} entries, norm {self.norm():.4g})"
 
     def __add__(self, other: Delta) -> Delta:
         """The sum. A part that both change must be changed in the same kind, and in the same lines."""

@@ -93,7 +93,8 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
                 )
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
-            f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; raise it"
+            f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; "
+            f"set method.schedule_steps={cfg.steps} as well, or to null"
         )
 
 

@@ -141,8 +141,8 @@ def train(name: str, out: Path, tokenizer: PreTrainedTokenizerFast, device: str,
 
 def write_card(name: str, out: Path) -> dict[str, Any]:
     """Score the stored model on every test item and write its card."""
-    from pkt.evaluate.harness import score
-    from pkt.evaluate.statistics import summarise
+    from pkt.evaluation.harness import score
+    from pkt.evaluation.statistics import summarise
     from pkt.models.lm import LM
     from pkt.tasks.sources import task
 

@@ -35,6 +35,8 @@ class ScoreLine(TypedDict):
     num_units: Count
     seeds: NotRequired[Count]
     chance: NotRequired[Score | None]
+    change: NotRequired[FiniteFloat]
+    change_error: NotRequired[FiniteFloat | None]
 
 
 class LayerScores(TypedDict):

@@ -17,7 +17,7 @@ TIERS = {
     "known": "units that the target was trained on",
     "located": "units that occur in the extract split",
     "aligned": "units that occur in the align split",
-    "new": "units that occur in no split: their answers can come from the source, or by chance",
+    "new": "units that occur in no split: transfer must show here, though a tuned target may also guess better",
     "skill": "a labelled skill that the align split teaches, so ordinary tuning can raise it",
     "all": "the whole test split",
 }
@@ -47,7 +47,7 @@ class Change:
 
     value: float
     error: float | None
-    """Root of the sum of both squared standard errors, as if the two models had answered different items."""
+    """One standard error: paired by item and clustered by unit where the summary has it, else of two independent scores."""
 
     @property
     def verdict(self) -> Verdict:
@@ -72,13 +72,17 @@ class ScoreRow:
     tier: str
     cells: dict[str, Cell]
     chance: float | None
-    """Score of the best guess that knows nothing of the unit."""
+    """Score of the best constant guess of what the unit decides."""
+    paired: Change | None = None
+    """From target to result on the same items, as the summary has it."""
 
     @property
     def change(self) -> Change | None:
         """From target to result, where both were scored."""
         if not {"target", "result"} <= self.cells.keys():
             return None
+        if self.paired:
+            return self.paired
         before, after = self.cells["target"], self.cells["result"]
         known = before.error is not None and after.error is not None
         error = math.hypot(before.error or 0, after.error or 0) if known else None
@@ -112,7 +116,9 @@ def score_rows(summary: Mapping[str, Any]) -> list[ScoreRow]:
         found = {line["arm"]: line for line in lines if line["tier"] == tier}
         cells = {arm: _cell(found[arm]) for arm in arms if arm in found}
         chances = [line["chance"] for line in found.values() if line.get("chance") is not None]
-        rows.append(ScoreRow(tier, cells, chances[0] if chances else None))
+        result = found.get("result", {})
+        paired = Change(result["change"], result["change_error"]) if "change" in result else None
+        rows.append(ScoreRow(tier, cells, chances[0] if chances else None, paired))
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,22 @@ def mean_and_error(scores: Sequence[float], units: Sequence[str]) -> tuple[float
     return float(values.mean()), float(np.sqrt(groups / (groups - 1) * sum(s * s for s in sums.values())) / len(values))
 
 
-def summarise(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _change(items: Sequence[dict[str, Any]], before: Sequence[float | None]) -> dict[str, float | None]:
+    """Change from the target's scores of the same items, with its paired standard error; nothing if an item lacks one."""
+    if items[0]["arm"] == "target" or any(score is None for score in before):
+        return {}
+    differences = [line["score"] - score for line, score in zip(items, before, strict=True) if score is not None]
+    mean, error = mean_and_error(differences, [line["unit"] for line in items])
+    return {"change": mean, "change_error": None if np.isnan(error) else error}
+
+
+def summarise(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Score lines to one row per arm and tier, and `all`, in the order in which they first appear."""
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
         for tier in (line["tier"], "all") if line["tier"] else ("all",):
             grouped.setdefault((line["arm"], tier), []).append(line)
+    paired = {(line["arm"], line["seed"], line["id"]): line["score"] for line in lines}
     rows = []
     for (arm, tier), items in sorted(grouped.items(), key=lambda kv: kv[0][1] == "all"):
         mean, error = mean_and_error([line["score"] for line in items], [line["unit"] for line in items])
@@ -44,5 +54,6 @@ def summarise(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "num_units": len({line["unit"] for line in items}),
                 "seeds": len({line["seed"] for line in items}),
             }
+            | _change(items, [paired.get(("target", line["seed"], line["id"])) for line in items])
         )
     return rows
