@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from typer.exceptions import TyperException
 
 from pkt.errors import PktError
 from pkt.files import locked
+from pkt.listing import option_rows, recipe_rows, split_rows, table
 
 if TYPE_CHECKING:
     from pkt.run import Machine, Run
@@ -145,7 +145,7 @@ def plan(recipe: RecipeArg, set_: Set = None, device: Device = "auto") -> None:
         found = make(_run(recipe, Path(empty), set_, device))
     for rows in (found.models, found.moved, found.costs):
         if rows:
-            out.print(_table(rows))
+            out.print(table(rows))
     for note in found.notes:
         out.print(note, highlight=False, style="dim")
 
@@ -210,14 +210,14 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method: print its
 
     if name is None:
         out.print(
-            _table(
+            table(
                 [{"method": n, "kind": m.kind, "paper": m.paper, "what it does": m.summary} for n, m in _all(METHODS)]
             )
         )
         return
     method = METHODS.get(name)
     out.print(f"[bold]{name}[/bold] ({method.kind}, {method.paper}): {method.summary}", highlight=False)
-    out.print(_table(_option_rows(method.config)))
+    out.print(table(option_rows(method.config)))
 
 
 @app.command()
@@ -232,73 +232,19 @@ def tasks(
     if recipes:
         from pkt.config import RECIPES
 
-        for path in sorted(RECIPES.glob("*.yaml")):
-            out.print(f"{path.stem:28} {path.read_text().splitlines()[0].removeprefix('# ')}", highlight=False)
+        out.print(table(recipe_rows(RECIPES)))
         return
     if name is None:
-        out.print(_table([{"task": n, "what": what} for n, what in TASKS.items()]))
+        out.print(table([{"task": n, "what": what} for n, what in TASKS.items()]))
         return
     found = task(name, data)
-    rows: list[dict[str, Any]] = []
-    for split in ("extract", "align", "train", "valid", "test"):
-        try:
-            examples = found.split(split)
-        except PktError as e:
-            rows.append({"split": split, "items": "-", "units": "-", "tiers": str(e)})
-            continue
-        tiers = {e.tier: sum(x.tier == e.tier for x in examples) for e in examples if e.tier}
-        rows.append(
-            {
-                "split": split,
-                "items": len(examples),
-                "units": len({e.unit for e in examples}),
-                "tiers": ", ".join(f"{t} {n}" for t, n in tiers.items()) if split == "test" else "",
-            }
-        )
-    out.print(_table(rows))
+    out.print(table(split_rows(found)))
     first = found.split("test")[0]
     out.print(f"example {first.id}:\n{first.prompt}\n-> {first.response}", highlight=False, markup=False)
 
 
 def _all(registry: Any) -> list[tuple[str, Any]]:
     return [(name, registry.get(name)) for name in registry.names()]
-
-
-def _option_rows(config: Any, prefix: str = "") -> list[dict[str, Any]]:
-    rows = []
-    for name, field in config.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            rows += _option_rows(field.annotation, f"{prefix}{name}.")
-            continue
-        bounds = " ".join(
-            f"{sign} {getattr(m, key)}"
-            for m in field.metadata
-            for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-            if hasattr(m, key)
-        )
-        kind = (
-            str(field.annotation).replace("typing.", "")
-            if "[" in str(field.annotation) or "|" in str(field.annotation)
-            else field.annotation.__name__
-        )
-        rows.append(
-            {
-                "option": prefix + name,
-                "type": f"{kind} {bounds}".strip(),
-                "default": repr(field.default),
-                "meaning": field.description or "",
-            }
-        )
-    return rows
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(v).replace("[", "\\[") for v in row.values()))
-    return table
 
 
 def _report(folder: Path) -> Path:
@@ -310,8 +256,6 @@ def _report(folder: Path) -> Path:
 def _show(folder: Path) -> None:
     """The score table and where things are: results on standard output."""
     import json
-
-    from pkt.report.table import rich_table
 
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary["scores"]:

@@ -1,0 +1,83 @@
+"""Rows for the lists that the command line prints: options, splits, recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from pkt.errors import PktError
+
+if TYPE_CHECKING:
+    from pkt.tasks.base import Task
+
+Row = dict[str, Any]
+
+
+def split_rows(task: Task) -> list[Row]:
+    """One row per split: items, units, and the tiers of the test split."""
+    rows: list[Row] = []
+    for split in ("extract", "align", "train", "valid", "test"):
+        try:
+            examples = task.split(split)
+        except PktError as e:
+            rows.append({"split": split, "items": "-", "units": "-", "tiers": str(e)})
+            continue
+        tiers = {e.tier: sum(x.tier == e.tier for x in examples) for e in examples if e.tier}
+        rows.append(
+            {
+                "split": split,
+                "items": len(examples),
+                "units": len({e.unit for e in examples}),
+                "tiers": ", ".join(f"{t} {n}" for t, n in tiers.items()) if split == "test" else "",
+            }
+        )
+    return rows
+
+
+def recipe_rows(folder: Path) -> list[Row]:
+    """One row per shipped recipe, with its first line."""
+    return [
+        {"recipe": path.stem, "what": path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")}
+        for path in sorted(folder.glob("*.yaml"))
+    ]
+
+
+def option_rows(config: Any, prefix: str = "") -> list[Row]:
+    """One row per option of a config model: type, bounds, default, meaning."""
+    rows = []
+    for name, field in config.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            rows += option_rows(field.annotation, f"{prefix}{name}.")
+            continue
+        bounds = " ".join(
+            f"{sign} {getattr(m, key)}"
+            for m in field.metadata
+            for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+            if hasattr(m, key)
+        )
+        kind = (
+            str(field.annotation).replace("typing.", "")
+            if "[" in str(field.annotation) or "|" in str(field.annotation)
+            else field.annotation.__name__
+        )
+        rows.append(
+            {
+                "option": prefix + name,
+                "type": f"{kind} {bounds}".strip(),
+                "default": repr(field.default),
+                "meaning": field.description or "",
+            }
+        )
+    return rows
+
+
+def table(rows: list[Row]) -> Table:
+    """A plain table; long cells fold."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for column in rows[0]:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(str(v).replace("[", "\\[") for v in row.values()))
+    return shown
