@@ -257,6 +257,8 @@ def _show(folder: Path) -> None:
     """The score table and where things are: results on standard output."""
     import json
 
+    from pkt.report.table import rich_table
+
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary["scores"]:
         out.print(rich_table(summary))
