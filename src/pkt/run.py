@@ -85,13 +85,20 @@ class Run:
     def target(self) -> LM:
         return self._lm(self.recipe.target.name, self.recipe.target.revision, self.recipe.dtype)
 
-    @cached_property
-    def result(self) -> LM:
-        """The exported model. What export kept in float32 is not rounded again by the recipe's dtype."""
+    def _scored(self, arm: str) -> LM:
+        """The model of an arm as it is scored.
+
+        Target and result in one dtype, that of the export: a recipe's narrower dtype would round once more what was
+        exported, and two dtypes would mix the delta with a change of precision. float32 holds every export.
+        """
+        if arm == "source":
+            return self.source
         path = self.folder / "export.json"
-        kept = json.loads(path.read_text()) if path.is_file() else {}
-        wide = kept.get("dtype") != kept.get("target_dtype")
-        return self._lm(str(self.folder / "model"), None, "auto" if wide else self.recipe.dtype)
+        wide = self.recipe.dtype == "float32" or not path.is_file()
+        dtype = self.recipe.dtype if wide else json.loads(path.read_text(encoding="utf-8"))["dtype"]
+        if arm == "result":
+            return self._lm(str(self.folder / "model"), None, dtype)
+        return self._lm(self.recipe.target.name, self.recipe.target.revision, dtype)
 
     def _lm(self, name: str, revision: str | None, dtype: str) -> LM:
         return LM(name, revision=revision, device=self.machine.device, dtype=dtype, memo=self.folder / "neurons")
@@ -214,8 +221,8 @@ class Run:
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
         self.scores.drop_damaged()
         for arm in arms:
-            lm: LM = getattr(self, arm)
-            key = key_of("evaluate", arm, lm.digest, *self._evaluation())
+            lm = self._scored(arm)
+            key = key_of("evaluate", arm, lm.digest, lm.dtype, *self._evaluation())
             self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 

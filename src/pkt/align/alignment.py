@@ -163,10 +163,15 @@ def align(
                     (losses_B.sum() / len(batch)).backward()
                 entropy += float(losses_B.detach().sum()) / len(batch)
             norm = penalty(leaves)
+            if not norm.isfinite():
+                raise TrainingError(
+                    f"step {step + 1}: the delta is not finite; lower the learning rate or the initial scale"
+                )
             (options.norm_weight * norm).backward()
             torch.autograd.backward(list(changes.values()), [leaf.grad for leaf in leaves.values()])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            del changes, leaves  # as large as the delta: not to be held through the next forward pass
             history.append(
                 {
                     "step": step + 1,
@@ -206,12 +211,19 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Recompute activations in the backward pass; transformers does so in training mode only."""
+    """Recompute activations in the backward pass.
+
+    transformers does so in training mode only, which is set on the layers alone: below them it would turn dropout on.
+    """
     if not wanted:
         yield
         return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.activation_checkpointing_enable()
-    model.train()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
     try:
         yield
     finally:

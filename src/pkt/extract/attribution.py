@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from torch import Tensor
 
+from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
 from pkt.files import save_tensors
 from pkt.models.families import KINDS
@@ -190,12 +191,17 @@ def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: Attribut
                 if last_only
                 else last(kept, paths["o"], "in")
             )
+            down = last(kept, paths["down"], "in")
+            if not all(t.isfinite().all() for t in (final, x, o, down)):
+                raise UnsupportedModelError(
+                    f"{lm.name}: activations are not finite in {model.dtype}; set dtype=float32 or dtype=bfloat16 in the recipe"
+                )
             yield _Site(
                 answer=ids[-1],
                 scale=_scale(final, lm.dims.norm_eps, cfg),
                 before={"attention": x, "ffn": x + a},
                 write={"attention": a, "ffn": last(kept, paths["ffn"], "out")},
-                act={"attention": o, "ffn": last(kept, paths["down"], "in")},
+                act={"attention": o, "ffn": down},
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ def num_chosen(num_neurons: int, rate: float, kind: str) -> int:
     if k < 1:
         raise ConfigError(
             f"transfer rate {rate} selects no {kind} neuron: the target has {num_neurons} per layer; "
-            f"use at least {1 / num_neurons:.4g}"
+            f"use at least {math.ceil(1e5 / num_neurons) / 1e5:.5f}"
         )
     return k
 

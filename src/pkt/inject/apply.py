@@ -43,7 +43,12 @@ def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
 def write_(model: nn.Module, delta: Delta) -> None:
     """Add `delta` to the weights of `model` in place, rounding once to their dtype."""
     for key, change in delta.changes.items():
-        change.add_(_module(model, key, change, linear=False)[0].weight.data)
+        weight = _module(model, key, change, linear=False)[0].weight.data
+        if weight.is_meta:
+            raise UnsupportedModelError(
+                f"the weights of {key} are offloaded: export the delta, or load the model without offload"
+            )
+        change.add_(weight)
 
 
 def _module(model: Any, key: Key, change: Change, *, linear: bool = True) -> tuple[Any, Change]:

@@ -54,7 +54,7 @@ class Lines:
     def add_(self, weight: Tensor) -> None:
         index, values = self.index.to(weight.device), self.values.detach().to(weight.device)
         if self.axis == 1:
-            index, values, weight = index, values, weight.T
+            weight = weight.T
         weight[index] = (weight[index].float() + values).to(weight.dtype)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Lines:

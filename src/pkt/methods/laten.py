@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -20,7 +21,7 @@ from torch import Generator, Tensor
 
 from pkt.align.alignment import Options, Schedule, align, encode_all
 from pkt.align.hypernetwork import Hypernetwork
-from pkt.errors import ConfigError, DataError
+from pkt.errors import ConfigError, DataError, TrainingError
 from pkt.extract.attribution import Attribution, AttributionConfig, attribute
 from pkt.extract.layers import top_scores
 from pkt.extract.neurons import NeuronSet, num_chosen, select
@@ -89,7 +90,7 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
             if source.dims.neurons(kind) < k:
                 raise ConfigError(
                     f"{source.name} has {source.dims.neurons(kind)} {kind} neurons per layer, but rate {rate} takes {k} in "
-                    f"{target.name}; use a rate of at most {source.dims.neurons(kind) / target.dims.neurons(kind):.3f}"
+                    f"{target.name}; use a rate of at most {math.floor(1000 * source.dims.neurons(kind) / target.dims.neurons(kind)) / 1000}"
                 )
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
@@ -180,6 +181,8 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
     final = located(drawn, into)
     with torch.no_grad():
         delta = place(hyper(final.slices), final.target, target.dims).detach()
+    if not math.isfinite(delta.norm()):
+        raise TrainingError(f"the delta is not finite after step {cfg.steps}; lower method.lr or method.init_scale")
     return Delta(delta.changes, {"layers": describe_layers(scores, final), "history": history})
 
 

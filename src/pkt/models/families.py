@@ -156,7 +156,9 @@ def family_of(config: Any, name: str) -> Family:
         )
     defaults = type(config)().to_dict()
     found = {field: value for field, value in config.to_dict().items() if field not in HARMLESS_FIELDS}
-    unknown = sorted(field for field, value in found.items() if value != defaults.get(field))
+    unknown = sorted(
+        field for field, value in found.items() if value != defaults.get(field) and value not in (None, False)
+    )
     if unknown:
         shown = ", ".join(f"{field}={found[field]!r}" for field in unknown)
         raise UnsupportedModelError(
