@@ -146,3 +146,18 @@ def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):
     with pytest.raises(DataError, match="holds other files"):
         export(small_delta(tiny_target), tiny_target, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("recipe_dtype", "scored"), [("bfloat16", "float32"), ("float32", "float32"), ("auto", "float32")]
+)
+def test_target_and_result_are_scored_in_the_dtype_of_the_export(tmp_path, recipe_dtype, scored):
+    """A narrower dtype of the recipe must not round the result again, nor the target be scored in another one."""
+    from pkt.config import load_recipe
+    from pkt.run import Run
+
+    run = Run(load_recipe("nano_tuned", [f"dtype={recipe_dtype}"]), tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "export.json").write_text('{"dtype": "float32", "target_dtype": "bfloat16"}')
+    assert run._scored("target").dtype == run._scored("result").dtype == scored
+    assert run._scored("source").dtype == recipe_dtype

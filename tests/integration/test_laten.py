@@ -162,3 +162,26 @@ def test_overlapping_splits_are_refused(tiny_source, tiny_target):
     task = Task("tiny", FORMATS["gsm8k"], lambda name: shared if name != "test" else examples("blicks", 1), "test")
     with pytest.raises(DataError, match="splits extract and align overlap: examples flurbs1 and flurbs1"):
         transfer(tiny_source, tiny_target, task)
+
+
+def test_a_delta_that_is_not_finite_is_never_returned(tiny_source, tiny_target):
+    """One step at an absurd rate: the loss before it was fine, the delta after it is not."""
+    with pytest.raises(TrainingError, match="the delta is not finite after step 1; lower method.lr"):
+        transfer(tiny_source, tiny_target, lr=1e30, steps=1, schedule_steps=1)
+
+
+def test_checkpointing_recomputes_and_leaves_dropout_off(make_lm):
+    source, target = make_lm("llama", "source"), make_lm("llama", "target", attention_dropout=0.5)
+    calls, seen = [], []
+    with target.loaded() as model:
+        norm = model.model.layers[0].input_layernorm
+        norm.register_forward_hook(lambda *_: calls.append(model.model.layers[0].self_attn.training))
+        for wanted in (False, True):
+            calls.clear()
+            delta = transfer(source, target, steps=2, schedule_steps=2, gradient_checkpointing=wanted)
+            seen.append((len(calls), [h["cross_entropy"] for h in delta.provenance["history"]]))
+            assert not any(calls)
+            assert not model.training
+    (plain_calls, plain), (calls_again, again) = seen
+    assert calls_again > plain_calls
+    assert again == pytest.approx(plain, rel=1e-4)
