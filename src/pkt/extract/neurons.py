@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
+from pkt.errors import ConfigError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,6 @@ class NeuronSet:
     def count(self, kind: str) -> int:
         """Neurons per layer."""
         return self.index[kind].shape[1]
-
-    def top(self, counts: dict[str, int]) -> NeuronSet:
-        """The best `counts[kind]` of every layer."""
-        for kind, k in counts.items():
-            if k > self.count(kind):
-                raise ShapeError(f"asked for the best {k} {kind} neurons of a set of {self.count(kind)}")
-        return NeuronSet(
-            self.layers,
-            {kind: index[:, : counts[kind]] for kind, index in self.index.items()},
-            {kind: score[:, : counts[kind]] for kind, score in self.scores.items()},
-        )
 
 
 def ranked(scores_LN: Tensor, k: int) -> tuple[Tensor, Tensor]:

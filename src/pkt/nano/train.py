@@ -166,7 +166,9 @@ def fit(
             min(1, (i + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * max(0, i - warmup) / (recipe.steps - warmup)))
         ),
     )
-    model.set_attn_implementation("eager")  # in bfloat16 on a CPU, the fused kernel's backward is ten times slower
+    model.set_attn_implementation(
+        "eager"
+    )  # in bfloat16 on a CPU, the fused kernel's backward is seven times slower than in float32
     body = torch.compile(model.model, dynamic=False) if compile_ else model.model
     model.train()
     start = time.perf_counter()
