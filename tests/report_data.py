@@ -41,6 +41,78 @@ def write(folder: Path, summary: dict[str, Any]) -> Path:
     return folder
 
 
+def certificate() -> dict[str, Any]:
+    """A certificate of the nano pair that says tuning."""
+    rates = {"real_source": 0.031, "random_source": 0.029, "shuffled_source": 0.027, "random_neurons": 0.03}
+    return {
+        "format": "certificate 1", "name": "nano_tuned", "method": "laten", "task": "nano/mmlu",
+        "source": {"name": "nano/source", "weights": "57" * 32},
+        "target": {"name": "nano/target", "weights": "86" * 32},
+        "verdict": "tuning", "preliminary": False,
+        "reason": "The target improves by 0.031 [0.008, 0.054], but no more than with random_source: 0.002 [-0.011, 0.015], margin 0.093.",
+        "rule": "Tuning: above zero against the target, and below the margin against at least one source arm.",
+        "harm": False, "location": {"answer": "did_not_matter", "reason": "Random neurons did as well."},
+        "gain": {"arm": "self_source", "mean": -0.004, "low": -0.02, "high": 0.012},
+        "items": {"tier": "new", "num_items": 300, "num_units": 100},
+        "seeds": [0, 1, 2, 3, 4], "selection_seed": 5, "level": 0.95, "margin": 0.093, "lead": 0.927,
+        "scores": {"target": 0.073, "source": 1.0},
+        "comparisons": [
+            comparison("target", "target", 0.031, 0.008, 0.054, p=0.01),
+            comparison("random_source", "source", 0.002, -0.011, 0.015, p=0.7, p_holm=1.0),
+            comparison("random_neurons", "locator", 0.001, -0.012, 0.014, p=0.9),
+            comparison("shuffled_source", "source", 0.004, -0.01, 0.018, p=0.00001, p_holm=0.4),
+        ],
+        "guards": [
+            {"name": "known", "unit": "score", "mean": -0.03, "low": -0.06, "high": -0.001, "margin": 0.093, "p": 0.99,
+             "p_holm": 1.0, "harmed": False},
+            {"name": "perplexity", "unit": "nats", "mean": -0.01, "low": -0.011, "high": -0.009, "margin": 0.02, "p": 1.0,
+             "p_holm": 1.0, "harmed": False},
+        ],
+        "needed": None,
+        "arms": [
+            *(_arm(name, 0.073 + gain) for name, gain in rates.items()),
+            _arm("no_source", None) | {"reason": "direct trains nothing"},
+        ],
+        "code": {"pkt": "0.1.0", "commit": "0123456789abcdef"},
+    }  # fmt: skip
+
+
+def comparison(
+    arm: str, kind: str, mean: float, low: float, high: float, *, p: float, p_holm: float | None = None
+) -> dict[str, Any]:
+    """The real source minus one arm."""
+    return {"arm": arm, "kind": kind, "mean": mean, "low": low, "high": high, "df": 40.0, "p": p, "p_holm": p_holm,
+            "seed_variance": 1e-4, "unit_variance": 0.01, "num_seeds": 5, "num_units": 100}  # fmt: skip
+
+
+def _arm(name: str, score: float | None) -> dict[str, Any]:
+    ran = score is not None
+    shift = 0.01 * len(name)
+    losses = [0.84 + shift, 0.78, 0.74 + shift, 0.9, None] if ran else []
+    curve = [{"lr": lr, "loss": loss} for lr, loss in zip((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), losses, strict=False)]
+    kinds = {"real_source": "real", "random_neurons": "locator"}
+    return {
+        "arm": name, "kind": kinds.get(name, "source"), "what": f"what {name} is fed with", "reason": None,
+        "lr": 0.003 if ran else None, "lr_from": "search" if ran else None, "curve": curve, "at_edge": False if ran else None,
+        "trained_parameters": 230400 if ran else None, "score": score,
+        "seed_scores": [score + 0.01 * (i - 2) for i in range(5)] if score is not None else [],
+        "seconds": 45.1 if ran else 0, "peak_memory_gib": 0.7 if ran else None,
+    }  # fmt: skip
+
+
+def certify(folder: Path, found: dict[str, Any]) -> Path:
+    """Put a certificate into a run folder."""
+    (folder / "certificate.json").write_text(json.dumps(found), encoding="utf-8")
+    return folder
+
+
+def certified_only() -> dict[str, Any]:
+    """The summary of a folder in which nothing but `pkt certify` ran."""
+    kept = ("name", "task", "method", "source", "target")
+    return {key: nano()[key] for key in kept} | {"scores": [], "perplexity": None, "history": [], "delta": [],
+                                                 "costs": [], "warnings": []}  # fmt: skip
+
+
 def set_score(summary: dict[str, Any], arm: str, tier: str, **values: Any) -> None:
     """Change one line of the scores."""
     next(row for row in summary["scores"] if (row["arm"], row["tier"]) == (arm, tier)).update(values)

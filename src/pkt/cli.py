@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from typer.exceptions import TyperException
 
-from pkt.errors import PktError
+from pkt import console
+from pkt.console import out, say
 from pkt.files import locked
-from pkt.listing import option_rows, recipe_rows, split_rows, table
+from pkt.listing import arm_rows, option_rows, recipe_rows, split_rows, table, work_in_words
 
 if TYPE_CHECKING:
     from pkt.run import Machine, Run
@@ -30,15 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-WIDTH = 100
-"""Tables are at least this wide, so that no number is cut where the terminal is narrow or there is none."""
-
-out = Console()
-out.width = max(out.width, WIDTH)
-err = Console(stderr=True)
-
 RecipeArg = Annotated[
     str,
     typer.Argument(help="a YAML file, or the name of a shipped recipe (see `pkt tasks --recipes`)", metavar="RECIPE"),
@@ -52,6 +39,9 @@ Set = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, balanced, sequential, or offload (GPU, then CPU, then disk)")
 ]
+Workers = Annotated[
+    int, typer.Option(min=0, help="processes for the arms; 0: one per core as memory allows on a CPU, one on a GPU")
+]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
 
 
@@ -59,7 +49,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        out.print(f"pkt {version('pkt')}", highlight=False)
+        say(f"pkt {version('pkt')}")
         raise typer.Exit
 
 
@@ -72,22 +62,13 @@ def _setup(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress messages")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=err, show_path=False, show_level=False, show_time=False)],
-    )
-    logging.getLogger("pkt").setLevel(level)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that wait by spinning make small models ten times slower as soon as somebody else uses a core
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bytes in every run on a GPU
+    console.set_up(level)
 
 
-def _machine(device: str, batch_size: int = 64) -> Machine:
+def _machine(device: str, batch_size: int = 64, workers: int = 0) -> Machine:
     from pkt.run import Machine
 
-    return Machine(device, batch_size)
+    return Machine(device, batch_size, workers)
 
 
 def _run(recipe: str, folder: Path, overrides: list[str] | None, device: str, batch_size: int = 64) -> Run:
@@ -107,14 +88,17 @@ def _resume(folder: Path, device: str, batch_size: int = 64) -> Run:
 def demo(
     out_: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"), device: Device = "auto"
 ) -> None:
-    """Transfer from the embedded larger model to the smaller one, score both and the result, write a report."""
+    """Transfer from the embedded larger model to the smaller one, score both and the result, and ask whether it was transfer."""
+    from pkt.certification import certify as make
     from pkt.config import load_recipe
     from pkt.run import execute
 
     start = time.perf_counter()
-    execute(load_recipe("nano_tuned"), out_, _machine(device))
+    recipe, machine = load_recipe("nano_demo"), _machine(device)
+    execute(recipe, out_, machine)
     _show(out_)
-    out.print(f"\n{time.perf_counter() - start:.0f} s", highlight=False)
+    _show_certificate(make(recipe, out_, machine), out_)
+    say(f"\n{time.perf_counter() - start:.0f} s")
 
 
 @app.command()
@@ -158,7 +142,7 @@ def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "aut
     with locked(out_):
         made.start()
         made.locate()
-    out.print(f"scores in {out_ / 'neurons'}; next: pkt align {out_}", highlight=False)
+    say(f"scores in {out_ / 'neurons'}; next: pkt align {out_}")
 
 
 @app.command()
@@ -167,10 +151,7 @@ def align(folder: Folder, device: Device = "auto") -> None:
     made = _resume(folder, device)
     with locked(folder):
         delta = made.align()
-    out.print(
-        f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}",
-        highlight=False,
-    )
+    say(f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}")
 
 
 @app.command()
@@ -179,9 +160,7 @@ def inject(folder: Folder, device: Device = "auto") -> None:
     made = _resume(folder, device)
     with locked(folder):
         model = made.inject()
-    out.print(
-        f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}", highlight=False
-    )
+    say(f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}")
 
 
 @app.command()
@@ -198,9 +177,59 @@ def evaluate(folder: Folder, device: Device = "auto", batch_size: Batch = 64) ->
 
 
 @app.command()
+def certify(
+    recipe: RecipeArg,
+    out_: Out,
+    set_: Set = None,
+    device: Device = "auto",
+    batch_size: Batch = 64,
+    workers: Workers = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the arms and the work, and stop")] = False,
+) -> None:
+    """Is it transfer, or tuning? All control arms, learning rates and seeds; then the verdict."""
+    from pkt.certification import Certification
+    from pkt.certification import certify as make
+    from pkt.config import load_recipe
+    from pkt.run import Run
+
+    asked, machine = load_recipe(recipe, set_ or ()), _machine(device, batch_size, workers)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as empty:
+            made = Certification(Run(asked, Path(empty), machine))
+            made.check()
+            out.print(table(arm_rows(made)))
+            return say(work_in_words(made))
+    _show_certificate(make(asked, out_, machine), out_)
+    return None
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    rerun: Annotated[
+        str | None, typer.Option(metavar="ARM", help="make this arm's deltas again and compare them byte for byte")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Check a certificate: every hash, the order of work, the grades, and the verdict computed anew."""
+    from pkt.verify import rerun as again
+    from pkt.verify import verify as compare
+
+    checks = compare(folder, _machine(device))
+    if rerun is not None:
+        checks += again(folder, rerun, _machine(device))
+    results = {True: "ok", False: "FAILED", None: "note"}
+    out.print(table([{"check": c.name, "result": results[c.holds], "detail": c.detail} for c in checks]))
+    failed = sum(c.holds is False for c in checks)
+    say(f"{failed} of {len(checks)} checks failed" if failed else "the certificate holds")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(folder: Folder) -> None:
     """Write the HTML report of a run folder anew."""
-    out.print(str(_report(folder)), highlight=False, soft_wrap=True)
+    say(str(_report(folder)))
 
 
 @app.command()
@@ -240,7 +269,7 @@ def tasks(
     found = task(name, data)
     out.print(table(split_rows(found)))
     first = found.split("test")[0]
-    out.print(f"example {first.id}:\n{first.prompt}\n-> {first.response}", highlight=False, markup=False)
+    say(f"example {first.id}:\n{first.prompt}\n-> {first.response}")
 
 
 def _all(registry: Any) -> list[tuple[str, Any]]:
@@ -263,44 +292,19 @@ def _show(folder: Path) -> None:
     if summary["scores"]:
         out.print(rich_table(summary))
     else:
-        out.print("nothing was scored: evaluate.arms is empty", highlight=False)
+        say("nothing was scored: evaluate.arms is empty")
     for warning in summary["warnings"]:
-        out.print(f"note: {warning}", highlight=False)
-    out.print(
-        f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}", highlight=False, soft_wrap=True
-    )
+        say(f"note: {warning}")
+    say(f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}\n")
+
+
+def _show_certificate(certificate: dict[str, Any], folder: Path) -> None:
+    from pkt.report.verdict import certificate_table, verdict_line
+
+    out.print(certificate_table(certificate))
+    say(f"\n{verdict_line(certificate)}\nreport: {(folder / 'report.html').resolve()}")
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for what a user can cause."""
-    try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="pkt", standalone_mode=False)
-    except PktError as e:
-        if "--debug" in sys.argv:
-            raise
-        _fail(str(e))
-    except TyperException as e:
-        command = getattr(getattr(e, "ctx", None), "command_path", "pkt")
-        _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`")
-    except OSError as e:
-        if "--debug" in sys.argv or e.filename is None:
-            raise
-        _fail(f"{e.filename}: {e.strerror}; check the path, its permissions and the space on its disk")
-    except RuntimeError as e:  # torch.OutOfMemoryError is one, and so is the CPU allocator's
-        if "--debug" in sys.argv or not re.search("out of memory|can't allocate memory", str(e), re.IGNORECASE):
-            raise
-        _fail(
-            "the device ran out of memory; try a lower --batch-size or method.micro_batch, method.gradient_checkpointing=true, "
-            "dtype=bfloat16, or --device offload"
-        )
-    if code == INTERRUPTED:
-        err.print(
-            "interrupted; run the same command again: finished stages are kept",
-            highlight=False,
-        )
-        sys.exit(code)
-
-
-def _fail(message: str) -> NoReturn:
-    err.print(f"error: {' '.join(message.splitlines())}", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
+    """Entry point."""
+    console.run(app, sys.argv[1:])

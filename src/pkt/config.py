@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,6 +21,11 @@ class Section(BaseModel):
     """Part of a recipe: no unknown key, no conversion between types, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _short(value: Any) -> Any:
+    """`nano/source` is short for `{name: nano/source}`."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class ModelSection(Section):
@@ -57,6 +62,53 @@ class EvaluateSection(Section):
     )
 
 
+class CertificateSection(Section):
+    """How the certificate is made."""
+
+    seeds: int = Field(
+        5, ge=2, description="seeds of every arm, from the recipe's on; fewer than 5 give a preliminary verdict"
+    )
+    arms: list[str] | None = Field(
+        None, description="control arms; null means all that the method has: see docs/certificate.md"
+    )
+    learning_rates: Literal["search", "recipe"] | dict[str, float] = Field(
+        "search",
+        description="of each arm: `search` by the valid split's loss, `recipe` for the method's own in all, or arm: value, the rest "
+        "being searched",
+    )
+    factors: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.1, 0.3, 1.0, 3.0, 10.0],
+        min_length=2,
+        description="grid of a search, as factors on the method's learning rate; extended while the best is at an edge",
+    )
+    margin: float | None = Field(
+        None, gt=0, description="difference in score that counts as none; null means a tenth of the source's lead"
+    )
+    perplexity_margin: float = Field(
+        0.05, gt=0, description="rise of the guard text's loss that counts as none, in nats per token"
+    )
+    level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
+    tier: str | None = Field(
+        None, description="tier of test items that decides; null means `new` where the task has it, else all items"
+    )
+    wrong_task: TaskSection | None = Field(
+        None,
+        description="task for the arm of that name; null means another embedded task for nano tasks, and no such arm elsewhere",
+    )
+    keep_deltas: bool = Field(True, description="keep every arm's deltas in the run folder, and not their hashes alone")
+    guard_tasks: list[TaskSection] = Field([], description="other tasks on which harm is looked for")
+
+    @field_validator("wrong_task", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _short(value)
+
+    @field_validator("guard_tasks", mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        return [_short(v) for v in value] if isinstance(value, list) else value
+
+
 class ExportSection(Section):
     """How the result is stored."""
 
@@ -77,6 +129,7 @@ class Recipe(Section):
     method: dict[str, Any] = Field(description="`name` and the method's own options: see `pkt methods NAME`")
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+    certificate: CertificateSection = CertificateSection()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of both models in memory; `auto` as stored"
     )
@@ -86,7 +139,7 @@ class Recipe(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         """`source: nano/source` is short for `source: {name: nano/source}`; a task likewise."""
-        return {"name": value} if isinstance(value, str) else value
+        return _short(value)
 
     @field_validator("method", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -9,17 +10,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
+
+
+def code() -> dict[str, Any]:
+    """Which code this is: version, commit if it runs from a repository, and a hash of its source files."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        total.update(f"{path.relative_to(here)} {file_digest(path)}\n".encode())
+    return {"pkt": version("pkt"), "commit": _commit(here), "sources": total.hexdigest()}
+
+
+def _commit(folder: Path) -> str | None:
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
 
 
 def environment(source: LM, target: LM, batch_size: int) -> dict[str, Any]:
     """Versions, device, commit and the hashes of both models."""
     import torch
 
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -30,7 +42,7 @@ def environment(source: LM, target: LM, batch_size: int) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
-        "commit": commit or None,
+        "commit": _commit(Path(__file__).parent),
         "command": " ".join(sys.argv),
         "weights": {source.name: source.digest, target.name: target.digest},
     }

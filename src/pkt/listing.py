@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from rich.table import Table
 
 from pkt.errors import PktError
 
 if TYPE_CHECKING:
+    from pkt.certification import Certification
     from pkt.tasks.base import Task
 
 Row = dict[str, Any]
@@ -44,6 +45,33 @@ def recipe_rows(folder: Path) -> list[Row]:
     ]
 
 
+def arm_rows(made: Certification) -> list[Row]:
+    """One row per arm of a certificate: what it is, and why it is not run if so."""
+    from pkt.certify.arms import ARMS, kind
+
+    return [
+        {"arm": arm, "kind": kind(arm), "what": what, "not run, for": made.absent.get(arm, "")}
+        for arm, what in ARMS.items()
+    ]
+
+
+def work_in_words(made: Certification) -> str:
+    """How much a certificate has to do."""
+    arms, seeds, preset = len(made.arms), len(made.seeds), made.cfg.learning_rates
+    given = (
+        arms
+        if preset == "recipe" or made.run.method.learning_rate is None
+        else len(preset)
+        if preset != "search"
+        else 0
+    )
+    tried = (arms - given) * len(made.cfg.factors)
+    return (
+        f"{tried} runs to choose learning rates (more where the best is at the edge of its grid), {arms * seeds} runs to score "
+        f"({arms} arms, {seeds} seeds), {arms * seeds + 2} scorings; decided by {made.tier or 'all'} test items"
+    )
+
+
 def option_rows(config: Any, prefix: str = "") -> list[Row]:
     """One row per option of a config model: type, bounds, default, meaning."""
     rows = []
@@ -57,11 +85,7 @@ def option_rows(config: Any, prefix: str = "") -> list[Row]:
             for key, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
             if hasattr(m, key)
         )
-        kind = (
-            str(field.annotation).replace("typing.", "")
-            if "[" in str(field.annotation) or "|" in str(field.annotation)
-            else field.annotation.__name__
-        )
+        kind = _kind(field.annotation)
         rows.append(
             {
                 "option": prefix + name,
@@ -71,6 +95,13 @@ def option_rows(config: Any, prefix: str = "") -> list[Row]:
             }
         )
     return rows
+
+
+def _kind(annotation: Any) -> str:
+    """A type as a user writes its values: `published | fan_in`, `float | None`."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 def table(rows: list[Row]) -> Table:

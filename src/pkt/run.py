@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
-from pkt.tasks.base import Task, fingerprint
+from pkt.tasks.base import Example, Task, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class Machine:
 
     device: str = "auto"
     batch_size: int = 64
+    workers: int = 0
+    """Processes for a certificate's arms; 0 means as many as cores and memory allow on a CPU, one on a GPU."""
 
 
 class Run:
@@ -135,37 +138,63 @@ class Run:
 
     def _check_examples(self) -> None:
         """Every example can be encoded and graded, as far as tokenizers tell."""
-        from pkt.evaluation.harness import draw
-        from pkt.tasks.prompts import encode, render, strip_trailing
+        from pkt.tasks.prompts import encode
 
         for name in self.method.splits:
             for example in self.task.split(name):
                 encode(example, self.style, self.target.tokenizer, self.target.dims.context, eos=True)
         if self.method.locate is not None:
-            for lm in (self.source, self.target):
-                for example in self.task.split("extract"):
-                    strip_trailing(encode(example, self.style, lm.tokenizer, lm.dims.context), lm.tokenizer, example)
-        cfg = self.recipe.evaluate
-        if cfg.arms:
-            self._guard_text()
-            for example in draw(self.task.split("test"), cfg.limit, self.recipe.seed):
-                self.task.format.grade(example, "")
-                render(example, self.style, (self.source if "source" in cfg.arms else self.target).tokenizer)
+            self.check_locatable(self.task.location)
+        if self.recipe.evaluate.arms:
+            self.check_gradable(self.task)
+
+    def check_locatable(self, examples: Sequence[Example]) -> None:
+        """Raise DataError for an example that attribution could not use."""
+        from pkt.tasks.prompts import encode, strip_trailing
+
+        for lm in (self.source, self.target):
+            for example in examples:
+                strip_trailing(encode(example, self.style, lm.tokenizer, lm.dims.context), lm.tokenizer, example)
+
+    def check_gradable(self, task: Task) -> None:
+        """Raise DataError if there is no guard text where one is named, or a test item cannot be asked or graded."""
+        from pkt.evaluation.harness import draw
+        from pkt.tasks.prompts import render
+
+        self.guard_text()
+        for example in draw(task.split("test"), self.recipe.evaluate.limit, self.recipe.seed):
+            task.format.grade(example, "")
+            render(example, self.style, self.source.tokenizer)
+            render(example, self.style, self.target.tokenizer)
 
     def locate(self) -> None:
         """Attribution scores of both models, kept in `neurons/`."""
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
-        key = key_of("locate", self._inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
+        key = key_of("locate", self.inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
         self.stages.run("locate", key, self._locate)
 
     def _locate(self) -> list[Path]:
         assert self.method.locate is not None
-        self._drop_damaged_neurons()
+        self.drop_damaged_neurons()
         self.method.locate(self.source, self.target, self.task, self.options, self.style)
         return sorted((self.folder / "neurons").glob("*.safetensors"))
 
-    def _drop_damaged_neurons(self) -> None:
+    def locate_on(self, name: str, examples: Sequence[Example]) -> None:
+        """The same on other examples, as a stage of its own."""
+        key = key_of(
+            name, self.inputs(), fingerprint(list(examples)), self.method.locate_key(self.options), self.recipe.dtype
+        )
+
+        def make() -> list[Path]:
+            assert self.method.locate is not None
+            before = set((self.folder / "neurons").glob("*.safetensors"))
+            self.method.locate(self.source, self.target, self.task.located_with(examples), self.options, self.style)
+            return sorted(set((self.folder / "neurons").glob("*.safetensors")) - before)
+
+        self.stages.run(f"locate {name}", key, make)
+
+    def drop_damaged_neurons(self) -> None:
         """Remove scores that changed since they were written, so that they are made anew."""
         for path in self.stages.damaged("locate"):
             path.unlink(missing_ok=True)
@@ -177,7 +206,7 @@ class Run:
         path = self.folder / "delta.safetensors"
 
         def make() -> list[Path]:
-            self._drop_damaged_neurons()
+            self.drop_damaged_neurons()
             delta = self.method(
                 self.source,
                 self.target,
@@ -192,7 +221,7 @@ class Run:
             return [path]
 
         key = key_of(
-            "align", self._inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
+            "align", self.inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
         )
         self.stages.run("align", key, make)
         return Delta.load(path)
@@ -222,7 +251,7 @@ class Run:
         self.scores.drop_damaged()
         for arm in arms:
             lm = self._scored(arm)
-            key = key_of("evaluate", arm, lm.digest, lm.dtype, *self._evaluation())
+            key = key_of("evaluate", arm, lm.digest, lm.dtype, *self.evaluation())
             self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
@@ -231,7 +260,7 @@ class Run:
         from pkt.evaluation.perplexity import perplexity
 
         cfg, seed = self.recipe.evaluate, self.recipe.seed
-        text = self._guard_text()
+        text = self.guard_text()
         with lm.loaded() as model:
             lines = score(
                 model,
@@ -246,7 +275,8 @@ class Run:
         self.scores.put(arm, [{"arm": arm, "seed": seed, **line} for line in lines], found, cfg.arms)
         return []
 
-    def _guard_text(self) -> str | None:
+    def guard_text(self) -> str | None:
+        """Text on which perplexity is measured, if there is one."""
         path = self.recipe.evaluate.perplexity_text
         if path:
             if not Path(path).is_file():
@@ -261,10 +291,11 @@ class Run:
             return "\n".join(neutral_lines("guard", 400))
         return None
 
-    def _evaluation(self) -> list[Any]:
+    def evaluation(self) -> list[Any]:
+        """What decides a model's scores, beside the model."""
         from pkt.evaluation.harness import VERSION as HARNESS
 
-        text = self._guard_text()
+        text = self.guard_text()
         return [
             HARNESS,
             self.task.name,
@@ -276,7 +307,12 @@ class Run:
             hashlib.sha256(text.encode()).hexdigest() if text else None,
         ]
 
-    def _inputs(self, *splits: str) -> list[Any]:
+    def certified_key(self) -> str:
+        """Hash of what in the recipe decides a certificate."""
+        return key_of(self.recipe.model_dump(mode="json", exclude={"name": True, "export": True, "evaluate": {"arms"}}))
+
+    def inputs(self, *splits: str) -> list[Any]:
+        """Models, method and data that decide a stage's output."""
         data = [fingerprint(self.task.split(name)) for name in splits]
         return [self.source.digest, self.target.digest, self.method.name, self.style, *data]
 

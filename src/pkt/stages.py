@@ -64,13 +64,13 @@ class Stages:
             log.info("%s: already done", name)
             return
         start = time.perf_counter()
-        _reset_peak()
+        reset_peak()
         files = make()
         record: dict[str, Any] = {
             "key": key,
             "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
             "seconds": round(time.perf_counter() - start, 3),
-            "peak_memory_gib": round(_peak_bytes() / 2**30, 3),
+            "peak_memory_gib": round(peak_bytes() / 2**30, 3),
         }
         if content is not None:
             record["content"] = content()
@@ -84,15 +84,16 @@ class Stages:
         return [path for path, digest in paths if not path.is_file() or file_digest(path) != digest]
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Start measuring anew, where that can be done."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak_bytes() -> int:
-    """Peak of the GPU's memory in this stage, or of this process so far on a CPU."""
+def peak_bytes() -> int:
+    """Peak of the GPU's memory since `reset_peak`, or of this process so far on a CPU."""
     import torch
 
     if torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,16 @@ from pkt.models.lm import LM
 if TYPE_CHECKING:
     from pkt.run import Run
 
+log = logging.getLogger(__name__)
+
 
 def write_summary(run: Run) -> dict[str, Any]:
-    """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out."""
+    """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out.
+
+    A certificate of another recipe, left from before the recipe was changed, is removed.
+    """
     folder = run.folder
+    certificate = _certificate(run)
     summary: dict[str, Any] = {
         "name": run.recipe.name,
         "task": run.task.name,
@@ -46,8 +53,24 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["export"] = json.loads((folder / "export.json").read_text())
     write_json(folder / "summary.json", summary)
     if (folder / "model").is_dir():
-        write_text(folder / "model" / "README.md", card(run, summary))
+        write_text(folder / "model" / "README.md", card(run, summary, certificate))
     return summary
+
+
+def _certificate(run: Run) -> dict[str, Any] | None:
+    """The folder's certificate, if there is one and it is of this recipe."""
+    path = run.folder / "certificate.json"
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    if found.get("hashes", {}).get("recipe") == run.certified_key():
+        return found
+    log.warning("%s was of another recipe: removed; `pkt certify` makes it anew", path)
+    path.unlink()
+    return None
 
 
 def _order(stage: str, run: Run) -> tuple[int, int]:
@@ -95,7 +118,7 @@ def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
     for (layer, part), change in delta.changes.items():
         entries = change.entries().float()
         if isinstance(change, Lines) and layer is not None:
-            weights = target.slices(part, layer, change.index.tolist())
+            weights = target.slices(part, {layer: change.index.tolist()})[layer]
             lines = {"num_lines": len(change.index), "line_axis": "rows" if change.axis == 0 else "columns"}
         else:
             weights, lines = None, {"num_lines": len(entries), "line_axis": "rows"}
@@ -130,7 +153,7 @@ def _warnings(delta: Delta, run: Run) -> list[str]:
     return found
 
 
-def card(run: Run, summary: dict[str, Any]) -> str:
+def card(run: Run, summary: dict[str, Any], certificate: dict[str, Any] | None) -> str:
     """The model card: what this is, what differs from the base model, scores, recipe and hashes."""
     recipe, delta = run.recipe, run.folder / "delta.safetensors"
     lines = "\n".join(
@@ -153,7 +176,7 @@ Made by `pkt` with the method `{run.method.name}` ({run.method.paper}) for the t
 Every tensor equals that of `{base}` but for {changed} rows and columns in {len(summary["delta"])} tensors, stored in
 {kept.get("dtype", "the target's dtype")}; {kept.get("kept_share", 1):.1%} of the changed entries survive its rounding (cosine {kept.get("kept_cosine", 1):.4f}).
 
-Without control arms these scores do not say whether the gain, if any, comes from the source.
+{_verdict(certificate)}
 
 | model | tier | score ± one standard error | items | units |
 | --- | --- | --- | --- | --- |
@@ -172,6 +195,14 @@ Without control arms these scores do not say whether the gain, if any, comes fro
 - delta.safetensors: `{file_digest(delta) if delta.is_file() else "none"}`
 - exported weights: `{LM(run.folder / "model").digest}`
 """
+
+
+def _verdict(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "Without a certificate (`pkt certify`) these scores do not say whether the gain, if any, comes from the source."
+    early = ", preliminary" if certificate["preliminary"] else ""
+    harm = {True: "harm was found", False: "no harm was found", None: "no guard was scored"}[certificate["harm"]]
+    return f"Certificate over {len(certificate['seeds'])} seeds: **{certificate['verdict']}**{early}; {harm}. {certificate['reason']}"
 
 
 def _error(row: dict[str, Any]) -> str:

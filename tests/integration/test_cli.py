@@ -58,7 +58,7 @@ def test_methods_lists_them_and_every_option(pkt):
         assert (field.description or "").split()[0] in rows[name]
     assert "> 0 <= 1" in rows["transfer_rate"]
     assert ">= 1" in rows["steps"]
-    assert "'published', 'fan_in'" in rows["init"]
+    assert "published | fan_in" in rows["init"]
 
 
 def test_tasks_lists_them_and_the_recipes(pkt):

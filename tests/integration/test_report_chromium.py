@@ -71,6 +71,24 @@ def test_page_is_silent_asks_for_nothing_and_fits(tmp_path: Path, make: Any, wid
     assert min(found["figures"]) > 300
 
 
+@pytest.mark.parametrize("width", [400, 1000])
+@pytest.mark.parametrize(("make", "num_figures"), [(report_data.nano, 9), (report_data.certified_only, 4)])
+def test_page_with_a_certificate_is_silent_and_fits(tmp_path: Path, make: Any, num_figures: int, width: int) -> None:
+    certificate = report_data.certificate()
+    certificate.update(reason="r" * 300, rule="s" * 300, preliminary=True)
+    certificate["arms"][0].update(what="w" * 300, arm="a" * 100)
+    certificate["comparisons"][0]["arm"] = certificate["guards"][0]["name"] = certificate["items"]["tier"] = "n" * 300
+    folder = report_data.certify(report_data.write(tmp_path / "run", make()), certificate)
+    bare = POLICY.sub("", render(folder))
+    found, console = open_in_browser(tmp_path, bare, width)
+    assert console == []
+    assert found["requests"] == []
+    assert found["scroll"] <= width
+    assert found["outside"] == []
+    assert len(found["figures"]) == num_figures
+    assert min(found["figures"]) > 300
+
+
 def test_policy_breaks_nothing(tmp_path: Path) -> None:
     page = render(report_data.write(tmp_path / "run", report_data.nano()))
     found, console = open_in_browser(tmp_path, page)

@@ -83,13 +83,13 @@ def test_placing_is_differentiable(tiny_target):
 
 def test_lines_outside_the_matrix_are_refused(tiny_source):
     with pytest.raises(ShapeError, match="up_proj.*80 lines, asked for 80"):
-        tiny_source.slices("up", 0, [80])
+        tiny_source.slices("up", {0: [80]})
 
 
 def test_slices_keep_the_given_order_and_repeats(tiny_source):
-    got = tiny_source.slices("down", 1, [9, 2, 9])
+    got = tiny_source.slices("down", {1: [9, 2, 9]})[1]
     assert torch.equal(got[0], got[2])
-    assert torch.equal(got[1], tiny_source.slices("down", 1, [2])[0])
+    assert torch.equal(got[1], tiny_source.slices("down", {1: [2]})[1][0])
 
 
 def test_layer_map_keeps_the_best_in_depth_order():

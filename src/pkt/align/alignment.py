@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from pkt.align.hypernetwork import Hypernetwork, penalty
+from pkt.align.hypernetwork import penalty
 from pkt.errors import TrainingError
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
@@ -121,7 +121,7 @@ class Options:
 
 
 def align(
-    hyper: Hypernetwork,
+    hyper: nn.Module,
     target: LM,
     extract: Sequence[Encoded],
     align_split: Sequence[Encoded],
@@ -129,14 +129,17 @@ def align(
     place: Callable[[dict[str, Tensor], int], Delta],
     options: Options,
     gen: Generator,
+    noise_of: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> list[dict[str, float]]:
     """Train `hyper` in place.
 
     Args:
-        slices_of: step -> slices (L, K, Ds) by part; place: changes (L, K, Dt) by part, step -> delta.
+        hyper: slices (L, K, Ds) by part -> changes (L, K, Dt) by part.
+        slices_of: step -> slices; place: changes, step -> delta.
         gen: draws the align examples.
+        noise_of: step -> noise in the place of the slices, to measure how much the delta depends on them.
 
-    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr.
+    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr, and with `noise_of` those of `dependence`.
 
     Raises:
         TrainingError: the loss of an example is NaN or infinite.
@@ -162,6 +165,7 @@ def align(
                     _check_finite(losses_B, part, step)
                     (losses_B.sum() / len(batch)).backward()
                 entropy += float(losses_B.detach().sum()) / len(batch)
+            measured = dependence(place(leaves, step), place(hyper(noise_of(step)), step)) if noise_of else {}
             norm = penalty(leaves)
             if not norm.isfinite():
                 raise TrainingError(
@@ -180,9 +184,35 @@ def align(
                     "penalty": float(norm.detach()),
                     "lr": lr,
                 }
+                | measured
             )
     log.info("aligned in %d steps, %.1f s", options.steps, time.perf_counter() - start)
     return history
+
+
+@torch.no_grad()
+def dependence(delta: Delta, of_noise: Delta) -> dict[str, float]:
+    """Cosine of a delta with that of the same network fed with noise, and the norm of the latter over that of the former.
+
+    Both near 1: what the network was fed hardly matters. A delta of zeros has neither: 0.
+    """
+    pairs = [(delta.changes[key].entries(), of_noise.changes[key].entries()) for key in delta.changes]
+    norms = delta.norm(), of_noise.norm()
+    dot = float(sum((a.float() * b.float()).sum() for a, b in pairs))
+    return {
+        "source_cosine": dot / (norms[0] * norms[1]) if all(norms) else 0.0,
+        "noise_norm_ratio": norms[1] / norms[0] if norms[0] else 0.0,
+    }
+
+
+def mean_loss(model: PreTrainedModel, target: LM, examples: Sequence[Encoded], batch_size: int) -> float:
+    """Mean over examples of their mean cross-entropy, in nats. The model runs as it is, hooks included."""
+    with torch.no_grad():
+        parts = [
+            example_losses(model, target, examples[i : i + batch_size]).cpu()
+            for i in range(0, len(examples), batch_size)
+        ]
+    return float(torch.cat(parts).mean())
 
 
 def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None:

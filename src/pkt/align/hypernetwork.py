@@ -1,4 +1,4 @@
-"""The hypernetwork of LaTen: maps source slices to changes of the target's rows and columns.
+"""The hypernetwork of LaTen: maps source slices to changes of the target's rows and columns. And its control without a source.
 
 One bias-free two-layer ReLU perceptron `d_source -> hidden -> d_target` per module type, shared by all layers and neurons,
 in float32 (arXiv:2505.14436, section 3.2).
@@ -47,6 +47,22 @@ class Hypernetwork(nn.Module):
     def forward(self, slices_LKDs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The change of every chosen line, before lines of one row are merged."""
         return {part: self.parts[part](slices) for part, slices in slices_LKDs.items()}
+
+
+class FreeEntries(nn.Module):
+    """The same changes with no source: their entries are the parameters, and start at zero.
+
+    Args:
+        num: changes per layer, by part.
+    """
+
+    def __init__(self, layers: int, num: dict[str, int], width: int) -> None:
+        super().__init__()
+        self.parts = nn.ParameterDict({part: nn.Parameter(torch.zeros(layers, k, width)) for part, k in num.items()})
+
+    def forward(self, slices_LKDs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As many changes as there are slices; their values are not looked at."""
+        return {part: self.parts[part][:, : slices.shape[1]] for part, slices in slices_LKDs.items()}
 
 
 def penalty(changes_LKDt: dict[str, Tensor]) -> Tensor:

@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-@torch.no_grad()
 def perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256
 ) -> float:
-    """exp of the mean negative log-likelihood of a token, in float32.
+    """exp of the mean negative log-likelihood of a token, in float32: see `window_losses`."""
+    found = window_losses(model, tokenizer, text, window=window, stride=stride)
+    return math.exp(sum(loss for _, loss in found) / sum(count for count, _ in found))
+
+
+@torch.no_grad()
+def window_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256
+) -> list[tuple[int, float]]:
+    """Number of tokens scored in each pass, and the sum of their negative log-likelihoods in nats, in float32.
 
     Every token but the first is predicted once, and after the first window with at least `window - stride` tokens before it.
 
@@ -39,12 +47,13 @@ def perplexity(
     if len(ids) < 2:
         raise DataError(f"perplexity: the text has {len(ids)} tokens, at least 2 are needed; give a longer text")
     device = model.get_input_embeddings().weight.device
-    total, done = 0.0, 1
+    found, done = [], 1
     while done < len(ids):
         end = min(max(done + stride, window), len(ids))
         start = max(0, end - window)
         chunk = torch.tensor([ids[start:end]], device=device)
         logits = model(chunk, use_cache=False).logits[0, done - 1 - start : -1].float()
-        total += float(functional.cross_entropy(logits, chunk[0, done - start :].to(logits.device), reduction="sum"))
+        loss = functional.cross_entropy(logits, chunk[0, done - start :].to(logits.device), reduction="sum")
+        found.append((end - done, float(loss)))
         done = end
-    return math.exp(total / (len(ids) - 1))
+    return found

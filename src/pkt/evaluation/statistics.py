@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 
 
-def mean_and_error(scores: Sequence[float], units: Sequence[str]) -> tuple[float, float]:
+def mean_and_error(
+    scores: Sequence[float], units: Sequence[str], weights: Sequence[float] | None = None
+) -> tuple[float, float]:
     """Mean and its standard error, clustered by unit.
 
-    With residuals e summed within each of G units, SE = sqrt(G / (G - 1) * sum_g (sum e)^2) / n. With one item in every
-    unit this is the ordinary standard error of a mean. One unit alone has no error that could be known: NaN.
+    With residuals e, times their weights, summed within each of G units, SE = sqrt(G / (G - 1) * sum_g (sum e)^2) / sum of
+    weights. With one item in every unit this is the ordinary standard error of a mean. One unit alone has no error that
+    could be known: NaN.
     """
     values = np.asarray(scores, dtype=float)
+    weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    mean = float(values @ weight / weight.sum())
     sums: dict[str, float] = defaultdict(float)
-    for unit, residual in zip(units, values - values.mean(), strict=True):
+    for unit, residual in zip(units, (values - mean) * weight, strict=True):
         sums[unit] += residual
     groups = len(sums)
     if groups < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(np.sqrt(groups / (groups - 1) * sum(s * s for s in sums.values())) / len(values))
+        return mean, float("nan")
+    return mean, float(np.sqrt(groups / (groups - 1) * sum(s * s for s in sums.values())) / weight.sum())
 
 
 def _change(items: Sequence[dict[str, Any]], before: Sequence[float | None]) -> dict[str, float | None]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
-from torch import Tensor
+from torch import Generator, Tensor
 
 from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
@@ -81,6 +81,11 @@ class Attribution:
         """The scores of one example."""
         layers, neurons = ({k: t[e : e + 1] for k, t in part.items()} for part in (self.layers, self.neurons))
         return Attribution(layers, neurons)
+
+    def with_random_neurons(self, gen: Generator) -> Attribution:
+        """The same layers, with neurons in random order."""
+        neurons = {k: torch.rand(t.shape, generator=gen) for k, t in self.neurons.items()}
+        return Attribution(self.layers, neurons)
 
 
 @dataclass(frozen=True)

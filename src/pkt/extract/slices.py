@@ -25,12 +25,11 @@ def read_slices(source: LM, chosen: NeuronSet) -> dict[str, Tensor]:
     """The located rows and columns of the source, straight from its files: part -> (L, K, Ds) float32."""
     slices = {}
     for kind, parts in KINDS.items():
+        layers, index = chosen.layers[kind], chosen.index[kind].tolist()
         for part in parts:
-            rows = [
-                source.slices(part, layer, line_index(part, index.tolist(), source.dims))
-                for layer, index in zip(chosen.layers[kind], chosen.index[kind], strict=True)
-            ]
-            slices[part] = torch.stack(rows)
+            lines = {at: line_index(part, neurons, source.dims) for at, neurons in zip(layers, index, strict=True)}
+            read = source.slices(part, lines)
+            slices[part] = torch.stack([read[at] for at in layers])
     return slices
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -45,6 +45,16 @@ class Method:
     """Scores both models, through the memo of their handles, so that it can run as a stage of its own."""
     locate_options: tuple[str, ...] = ()
     """Options that decide what `locate` finds."""
+    reads_source: bool = True
+    """Whether anything comes from the source; without it, transfer is impossible by construction."""
+    no_source: Function | None = None
+    """Control arm: the same with nothing from a source. It gets the target in the place of the source."""
+    random_neurons: Mapping[str, Any] | None = None
+    """Control arm: the options that make it choose neurons at random."""
+    without: Mapping[str, str] = field(default_factory=dict)
+    """Control arms that this method does not have, with the reason."""
+    learning_rate: str | None = None
+    """The option that holds its learning rate, if it trains."""
 
     def locate_key(self, cfg: MethodConfig) -> dict[str, Any]:
         """The options that decide what `locate` finds."""
@@ -67,12 +77,23 @@ def method(
     paper: str,
     requires: Callable[[LM, LM, Any], None],
     splits: tuple[str, ...],
-    locate: Callable[[LM, LM, Task, Any, str], Any] | None = None,
-    locate_options: tuple[str, ...] = (),
+    **declared: Any,
 ) -> Callable[[Function], Method]:
-    """Declare a method: its options, its kind (`pre-align`, `post-align`, `baseline`), paper, needs and splits."""
+    """Declare a method: its options, its kind (`pre-align`, `post-align`, `baseline`), paper, needs and splits.
+
+    Args:
+        declared: further fields of `Method`.
+    """
 
     def declare(function: Function) -> Method:
-        return Method(function.__name__, function, config, kind, paper, requires, splits, locate, locate_options)  # type: ignore[attr-defined]
+        name = function.__name__  # type: ignore[attr-defined]
+        return Method(name, function, config, kind, paper, requires, splits, **declared)
 
     return declare
+
+
+def fork(gen: Generator) -> Generator:
+    """A generator of its own, seeded by a draw from `gen`."""
+    import torch
+
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=gen)))

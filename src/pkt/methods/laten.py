@@ -11,23 +11,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from pkt.align.alignment import Options, Schedule, align, encode_all
-from pkt.align.hypernetwork import Hypernetwork
+from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.errors import ConfigError, DataError, TrainingError
 from pkt.extract.attribution import Attribution, AttributionConfig, attribute
 from pkt.extract.layers import top_scores
 from pkt.extract.neurons import NeuronSet, num_chosen, select
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta
-from pkt.methods.base import MethodConfig, method
+from pkt.methods.base import MethodConfig, fork, method
+from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
@@ -69,12 +71,20 @@ class LatenConfig(MethodConfig):
         description="neurons: `summed` scores over the extract split; `per_example`, as released: each step on its own example, "
         "injection on one drawn example",
     )
+    locator: Literal["logprob_gain", "random"] = Field(
+        "logprob_gain",
+        description="how neurons are chosen in both models: by their scores, or at random (a control); layers go by their scores",
+    )
     attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
     micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
     gradient_checkpointing: bool = Field(
         False, description="recompute the target's activations in the backward pass to save memory"
     )
     memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
+    source_dependence: bool = Field(
+        False,
+        description="at every step, compare the delta with that of the same hypernetwork fed with noise (a diagnostic; changes nothing)",
+    )
 
 
 def counts(dims: Dims, rate: float) -> dict[str, int]:
@@ -123,12 +133,18 @@ def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: st
     """Scores of both models on the extract split, one model in memory at a time."""
     per_example = cfg.locate == "per_example"
     found = [
-        attribute(
-            lm, task.split("extract"), style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20
-        )
+        attribute(lm, task.location, style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20)
         for lm in (source, target)
     ]
     return found[0], found[1]
+
+
+def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
+    """The control: the entries of the delta are trained themselves, from zero, in the same rows with the same penalty."""
+    most = counts(target.dims, max(cfg.transfer_rate, cfg.injection_rate or 0))
+    num = {part: most[kind] for kind, parts in KINDS.items() for part in parts}
+    free = FreeEntries(target.dims.layers, num, target.dims.width)
+    return _transfer(source, target, task, cfg, gen, style, lambda _: free)
 
 
 @method(
@@ -139,16 +155,48 @@ def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: st
     splits=("extract", "align"),
     locate=attributions,
     locate_options=("locate", "attribution"),
+    no_source=without_source,
+    random_neurons={"locator": "random"},
+    learning_rate="lr",
 )
 def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
     """Locate neurons in both models, train a hypernetwork between them, return its update."""
+
+    def hypernetwork(gen: Generator) -> nn.Module:
+        return Hypernetwork(
+            source.dims.width,
+            target.dims.width,
+            gen,
+            hidden=cfg.hidden,
+            bias=cfg.bias,
+            init=cfg.init,
+            scale=cfg.init_scale,
+        )
+
+    return _transfer(source, target, task, cfg, gen, style, hypernetwork)
+
+
+def _transfer(
+    source: LM,
+    target: LM,
+    task: Task,
+    cfg: LatenConfig,
+    gen: Generator,
+    style: str,
+    network: Callable[[Generator], nn.Module],
+) -> Delta:
+    """LaTen with any network from slices to changes."""
     extract, aligned = task.split("extract"), task.split("align")
     for name, split in (("extract", extract), ("align", aligned)):
         if not split:
             raise DataError(f"{task.name}: LaTen needs at least one {name} example; the split is empty")
+    # one stream each, so that control arms of another size still draw the same batches
+    weights, batches, chance = fork(gen), fork(gen), fork(gen)
     scores = attributions(source, target, task, cfg, style)
+    if cfg.locator == "random":
+        scores = (scores[0].with_random_neurons(chance), scores[1].with_random_neurons(chance))
     at, into = (counts(target.dims, rate) for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate))
-    per_example = cfg.locate == "per_example"
+    per_example, num_located = cfg.locate == "per_example", len(task.location)
 
     def located(example: int | None, num: dict[str, int]) -> Located:
         picked = scores if example is None else (scores[0].example(example), scores[1].example(example))
@@ -159,11 +207,14 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
         return located(example, at)
 
     def of_step(step: int) -> Located:
-        return of_example(step % len(extract) if per_example else None)
+        return of_example(step % num_located if per_example else None)
 
-    hyper = Hypernetwork(
-        source.dims.width, target.dims.width, gen, hidden=cfg.hidden, bias=cfg.bias, init=cfg.init, scale=cfg.init_scale
-    ).to(target.torch_device)
+    noise = RandomSource(source, 0)
+
+    def noise_of(step: int) -> dict[str, Tensor]:
+        return {part: t.to(target.torch_device) for part, t in read_slices(noise, of_step(step).source).items()}
+
+    hyper = network(weights).to(target.torch_device)
     schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(extract), cfg.steps))
     history = align(
         hyper,
@@ -175,15 +226,20 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
         options=Options(
             cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay
         ),
-        gen=gen,
+        gen=batches,
+        noise_of=noise_of if cfg.source_dependence else None,
     )
-    drawn = int(torch.randint(len(extract), (), generator=gen)) if per_example else None
-    final = located(drawn, into)
+    final = located(int(torch.randint(num_located, (), generator=batches)) if per_example else None, into)
     with torch.no_grad():
         delta = place(hyper(final.slices), final.target, target.dims).detach()
     if not math.isfinite(delta.norm()):
         raise TrainingError(f"the delta is not finite after step {cfg.steps}; lower method.lr or method.init_scale")
-    return Delta(delta.changes, {"layers": describe_layers(scores, final), "history": history})
+    found = {
+        "layers": describe_layers(scores, final),
+        "history": history,
+        "trained_parameters": sum(p.numel() for p in hyper.parameters()),
+    }
+    return Delta(delta.changes, found)
 
 
 def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> dict[str, dict]:

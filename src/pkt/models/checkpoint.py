@@ -136,6 +136,11 @@ class Checkpoint:
         where = torch.searchsorted(torch.tensor(order), torch.tensor(index))
         return read.float()[where]
 
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, float32."""
+        with _opened(self._file(name)) as f:
+            return f.get_tensor(name).float()
+
     def _file(self, tensor: str) -> Path:
         if tensor not in self.files:
             raise UnsupportedModelError(f"{self.folder}: no tensor {tensor!r} in its safetensors files")

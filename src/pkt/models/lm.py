@@ -10,7 +10,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -126,22 +126,31 @@ class LM:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
 
-    def slices(self, part: str, layer: int, index: list[int]) -> Tensor:
+    def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         """Rows of `up` or `v`, columns of `down` or `o`, read from the files without loading the model.
 
-        Args:
-            index: rows of `up_proj` or `v_proj`, columns of `down_proj` or `o_proj`.
+        One call reads all that is wanted of a part, so that a control arm can permute it as a whole.
 
-        Returns: (len(index), width) float32, in the order of `index`.
+        Args:
+            lines: layer -> rows of `up_proj` or `v_proj`, columns of `down_proj` or `o_proj`.
+
+        Returns: layer -> (number of lines, width) float32, in the order asked for.
 
         Raises:
-            ShapeError: an index is outside the matrix.
+            ShapeError: a line is outside the matrix.
         """
-        tensor = f"{self.family.module(part, layer)}.weight"
-        size = self.checkpoint.shape(tensor)[LINE_AXIS[part]]
-        if index and not 0 <= min(index) <= max(index) < size:
-            raise ShapeError(f"{self.name}: {tensor} has {size} lines, asked for {min(index)} to {max(index)}")
-        return self.checkpoint.lines(tensor, index, LINE_AXIS[part])
+        found = {}
+        for layer, index in lines.items():
+            tensor = f"{self.family.module(part, layer)}.weight"
+            size = self.checkpoint.shape(tensor)[LINE_AXIS[part]]
+            if index and not 0 <= min(index) <= max(index) < size:
+                raise ShapeError(f"{self.name}: {tensor} has {size} lines, asked for {min(index)} to {max(index)}")
+            found[layer] = self.checkpoint.lines(tensor, list(index), LINE_AXIS[part])
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole stored tensor by its name in the checkpoint, float32."""
+        return self.checkpoint.tensor(name)
 
     def parameters(self) -> int:
         """Number of stored parameters, from the headers."""

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from pkt.errors import DataError
+
+T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0)]
 Score = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -49,6 +51,8 @@ class Step(TypedDict):
     step: Count
     cross_entropy: FiniteFloat
     penalty: NotRequired[FiniteFloat]
+    source_cosine: NotRequired[FiniteFloat | None]
+    noise_norm_ratio: NotRequired[FiniteFloat | None]
 
 
 class DeltaLine(TypedDict):
@@ -119,14 +123,9 @@ def read(folder: Path) -> RunFolder:
     path = folder / "summary.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; finish the run first with `pkt run RECIPE --out {folder}`")
-    try:
-        summary = _SUMMARY.validate_python(_json(path))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{path}: {where}: {first['msg']}; {_ANEW.format(folder=folder)}") from e
+    summary = checked(_SUMMARY, path, _ANEW.format(folder=folder))
     recipe, env = folder / "recipe.yaml", folder / "env.json"
-    environment = _json(env) if env.is_file() else {}
+    environment = load_json(env, _ANEW.format(folder=folder)) if env.is_file() else {}
     if not isinstance(environment, dict):
         raise DataError(f"{env}: expected a JSON object, found {type(environment).__name__}; delete it or run anew")
     return RunFolder(summary, recipe.read_text(encoding="utf-8") if recipe.is_file() else None, environment)
@@ -135,8 +134,30 @@ def read(folder: Path) -> RunFolder:
 _ANEW = "write it anew with `pkt evaluate {folder}`"
 
 
-def _json(path: Path) -> Any:
+def checked(adapter: TypeAdapter[T], path: Path, advice: str) -> T:
+    """A JSON file of a declared form.
+
+    Args:
+        advice: what the user can do; ends the message.
+
+    Raises:
+        DataError: the file is not JSON or not of that form; names the first key that is wrong.
+    """
+    try:
+        return adapter.validate_python(load_json(path, advice))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path}: {where}: {first['msg']}; {advice}") from e
+
+
+def load_json(path: Path, advice: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise DataError(f"{path}: not valid JSON ({e}); {_ANEW.format(folder=path.parent)}") from e
+        raise DataError(f"{path}: not valid JSON ({e}); {advice}") from e

@@ -10,18 +10,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pkt.files import write_text
-from pkt.report import plots
+from pkt.report import certificate_plots, plots
+from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import RunFolder, read
-from pkt.report.numbers import percent
+from pkt.report.numbers import finite, interval, p_value, percent, signed
 from pkt.report.table import ARMS, TIERS, arm_names, score_rows
+from pkt.report.verdict import comparisons, level, stamp
 from pkt.report.words import delta_totals, headline, perplexity_change, shared_layers
+
+DEPENDENCE = ("source_cosine", "noise_norm_ratio")
 
 
 def write(folder: Path) -> Path:
     """Write `report.html` into a run folder.
 
     Returns: its path.
-    Raises: DataError when `summary.json` is missing or malformed.
+    Raises: DataError when `summary.json` is missing, or it or `certificate.json` malformed.
     """
     path = folder / "report.html"
     write_text(path, render(folder))
@@ -31,11 +35,11 @@ def write(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """The page. The same files give the same text.
 
-    Raises: DataError when `summary.json` is missing or malformed.
+    Raises: DataError when `summary.json` is missing, or it or `certificate.json` malformed.
     """
-    run = read(folder)
+    run, certificate = read(folder), read_certificate(folder)
     template = _templates().get_template("page.html.j2")
-    return template.render(_context(run))
+    return template.render(_context(run, certificate))
 
 
 def _templates() -> Environment:
@@ -46,7 +50,14 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"percent": _or_dash(percent), "digits": _or_dash(lambda value: f"{value:.4g}")}
+    env.filters |= {
+        "percent": _or_dash(percent),
+        "digits": _or_dash(lambda value: f"{value:.4g}"),
+        "score": _or_dash(lambda value: f"{value:.3f}"),
+        "signed": signed,
+        "p_value": p_value,
+        "interval": lambda row: interval(row["low"], row["high"]),
+    }
     return env
 
 
@@ -54,13 +65,14 @@ def _or_dash(show: Any) -> Any:
     return lambda value: "–" if value is None else show(value)
 
 
-def _context(run: RunFolder) -> dict[str, Any]:
+def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
     summary: Mapping[str, Any] = run.summary
     rows = score_rows(summary)
     delta, layers = summary.get("delta", []), _layers(summary)
+    figures = _figures(summary, layers) | (_certificate_figures(certificate) if certificate else {})
     return {
         "summary": summary,
-        "headline": headline(summary),
+        "headline": headline(summary, certificate),
         "models": [(role, summary[role]) for role in ("source", "target")],
         "warnings": summary.get("warnings"),
         "export": summary.get("export"),
@@ -72,12 +84,33 @@ def _context(run: RunFolder) -> dict[str, Any]:
         "delta": delta,
         "totals": delta_totals(delta),
         "shared": shared_layers(layers),
-        "figures": {name: Markup(svg) for name, svg in _figures(summary, layers).items()},
+        "figures": {name: Markup(svg) for name, svg in figures.items()},
         "costs": summary.get("costs", []),
         "seconds": sum(cost["seconds"] for cost in summary.get("costs", [])),
         "recipe": run.recipe,
         "environment": dict(_flat(run.environment)),
+        "certificate": certificate,
+        **(_certificate_words(certificate, summary) if certificate else {}),
     }
+
+
+def _certificate_words(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    curves = certificate_plots.curves(certificate)
+    return {
+        "stamp": stamp(certificate, summary),
+        "level": level(certificate),
+        "comparisons": comparisons(certificate),
+        "unscaled": [row["name"] for row in certificate["guards"] if not row["margin"]],
+        "curves": curves,
+        "diverged": [_diverged(arm) for arm in curves if any(point["loss"] is None for point in arm["curve"])],
+        "at_edge": [arm["arm"] for arm in curves if arm["at_edge"]],
+        "arm_seconds": sum(arm["seconds"] or 0 for arm in certificate["arms"]),
+    }
+
+
+def _diverged(arm: Mapping[str, Any]) -> str:
+    rates = ", ".join(f"{point['lr']:g}" for point in arm["curve"] if point["loss"] is None)
+    return f"{arm['arm']} at {rates}"
 
 
 def _figures(summary: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str, str]:
@@ -90,8 +123,24 @@ def _figures(summary: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str,
         found["layer_maps"] = plots.layer_maps(layers)
     if summary.get("history"):
         found["losses"] = plots.losses(summary["history"])
+    if any(finite(step.get(key)) for step in summary.get("history", []) for key in DEPENDENCE):
+        found["source_dependence"] = plots.source_dependence(summary["history"])
     if any(row.get("relative_rms") is not None for row in summary.get("delta", [])):
         found["delta_sizes"] = plots.delta_sizes(summary["delta"])
+    return found
+
+
+def _certificate_figures(certificate: Mapping[str, Any]) -> dict[str, str]:
+    """The figures for which the certificate has numbers."""
+    found = {}
+    if certificate["comparisons"]:
+        found["forest"] = certificate_plots.forest(certificate)
+    if certificate_plots.scaled_guards(certificate):
+        found["guards"] = certificate_plots.guards(certificate)
+    if any(arm["score"] is not None for arm in certificate["arms"]):
+        found["arm_scores"] = certificate_plots.arm_scores(certificate)
+    if certificate_plots.curves(certificate):
+        found["learning_rates"] = certificate_plots.learning_rates(certificate)
     return found
 
 

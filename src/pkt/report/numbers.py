@@ -11,6 +11,22 @@ def plus_minus(value: float, error: float | None) -> str:
     return f"{value:.3f} ± {'unknown' if error is None else f'{error:.3f}'}"
 
 
+def signed(value: float) -> str:
+    """A difference, three decimals; only zero, as far as floats can tell, has no sign."""
+    value = round(value, 12)
+    return f"{'+' if value > 0 else '−' if value < 0 else ''}{abs(value):.3f}"
+
+
+def interval(low: float, high: float) -> str:
+    """The bounds of a difference, three decimals."""
+    return f"[{signed(low)}, {signed(high)}]"
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals; a dash where there is none."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def percent(share: float) -> str:
     """Two significant digits, whole numbers from 100 % on, an exponent below 0.001 %."""
     value = 100 * share

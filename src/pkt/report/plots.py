@@ -33,14 +33,14 @@ def scores(summary: Mapping[str, Any]) -> str:
         for i, arm in enumerate(arms):
             held = [(x, row.cells[arm]) for x, row in enumerate(rows) if arm in row.cells]
             at = [x - 0.4 + step * (i + 0.5) for x, _ in held]
-            ax.bar(at, [cell.score for _, cell in held], step * 0.9, color=colours[arm], label=_short(arm))
+            ax.bar(at, [cell.score for _, cell in held], step * 0.9, color=colours[arm], label=short(arm))
             errors = [cell.error or 0 for _, cell in held]
             ax.errorbar(at, [cell.score for _, cell in held], errors, fmt="none", color=INK, elinewidth=1.2, capsize=3)
         for x, row in enumerate(rows):
             if row.chance is not None:
                 label = "chance" if "chance" not in ax.get_legend_handles_labels()[1] else None
                 ax.plot([x - 0.45, x + 0.45], [row.chance] * 2, color=INK, linewidth=1.4, dashes=(3, 2), label=label)
-        ax.set_xticks(range(len(rows)), [_short(row.tier) for row in rows], rotation=0 if len(rows) <= 8 else 60)
+        ax.set_xticks(range(len(rows)), [short(row.tier) for row in rows], rotation=0 if len(rows) <= 8 else 60)
         ax.set_ylim(0, 1.04)
         ax.set_ylabel("score")
         ax.grid(axis="y")
@@ -134,6 +134,27 @@ def losses(history: Sequence[Mapping[str, Any]]) -> str:
         return to_svg(figure, "losses", "Loss by step")
 
 
+def source_dependence(history: Sequence[Mapping[str, Any]]) -> str:
+    """The step's change beside that of the same hypernetwork fed with noise: direction and size, by step."""
+    kinds = (("source_cosine", "cosine with the noise-fed change"), ("noise_norm_ratio", "norm: noise-fed over real"))
+    panels = [(key, title) for key, title in kinds if any(finite(record.get(key)) for record in history)]
+    with drawing():
+        figure = new_figure(WIDTH if len(panels) > 1 else WIDTH / 2, 260)
+        for ax, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            held = [(record["step"], record[key]) for record in history if finite(record.get(key))]
+            ax.axhline(1, color=INK, linewidth=1.2, dashes=(4, 2))
+            marker = "o" if len(held) <= 40 else ""
+            ax.plot(
+                [s for s, _ in held], [v for _, v in held], color=RESULT, linewidth=1.6, marker=marker, markersize=4.5
+            )
+            ax.set_ylim(min(0, *(1.08 * v for _, v in held)), max(1.08, *(1.08 * v for _, v in held)))
+            ax.set_title(title)
+            ax.set_xlabel("step")
+            ax.grid(axis="y")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        return to_svg(figure, "source-dependence", "How much the change depends on what the hypernetwork was fed")
+
+
 def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
     """Root mean square of the change over that of the target's weights in the same lines: layers by modules."""
     parts = list(dict.fromkeys(row["part"] for row in delta))
@@ -152,7 +173,7 @@ def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
                     ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(HEAT, alpha), edgecolor="none"))
                 text = percent(size) if finite(size) else "–" if (layer, part) in sizes else ""
                 ax.text(x, y, text, ha="center", va="center", fontsize=12)
-        ax.set_xticks(range(len(parts)), [_short(part, 11) for part in parts])
+        ax.set_xticks(range(len(parts)), [short(part, 11) for part in parts])
         ax.set_yticks(range(len(layers)), ["none" if layer is None else str(layer) for layer in layers])
         ax.xaxis.tick_top()
         ax.set_xlim(-0.5, len(parts) - 0.5)
@@ -179,5 +200,6 @@ def _step_axis(ax: Axes, count: int) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(count, 12)))
 
 
-def _short(name: str, most: int = 14) -> str:
+def short(name: str, most: int = 14) -> str:
+    """A name that fits beside an axis."""
     return name if len(name) <= most else name[: most - 1] + "…"

@@ -14,6 +14,9 @@ CAVEAT = (
     "This is no certificate of transfer. Without control arms (the same method fed with noise, or with nothing) "
     "nobody can tell knowledge that came from the source from ordinary tuning."
 )
+CERTIFIED = (
+    "This is one run. Whether its gain came from the source is for the verdict above to say, not for these scores."
+)
 _LINES_OF_WIDTH = {
     "rows": {"up", "gate", "q", "k", "v"},
     "columns": {"down", "o"},
@@ -23,7 +26,7 @@ _LINES_OF_WIDTH = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The sentences on top of the page."""
+    """The sentences on top of the page; an empty string where there is nothing to say."""
 
     changed: str
     outcome: str
@@ -34,17 +37,26 @@ class Headline:
     caveat: str = CAVEAT
 
 
-def headline(summary: Mapping[str, Any]) -> Headline:
-    """What was changed, what became of the score that matters most, what happened elsewhere."""
+def headline(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None = None) -> Headline:
+    """What was changed, what became of the score that matters most, what happened elsewhere.
+
+    Args:
+        certificate: the content of `certificate.json`, if there is one: then the caveat that there is none goes, and
+            a folder that holds nothing but the certificate needs no sentence about a run.
+    """
     rows = score_rows(summary)
     scored = [row for row in rows if row.change]
+    caveat = CAVEAT if certificate is None else CERTIFIED
+    if not scored and certificate is not None:
+        changed = _changed(summary) if summary.get("delta") else ""
+        return Headline(changed, "", "unknown", "", caveat if changed else "")
     if not scored:
         return Headline(_changed(summary), "Target and result have not both been scored.", "unknown", "")
     main = next((r for tier in ("new", "all") for r in scored if r.tier == tier), scored[0])
     change = main.change
     assert change is not None
     beside = [_level(main), _elsewhere(scored, main), _guard(summary)]
-    return Headline(_changed(summary), _outcome(main), change.verdict, " ".join(s for s in beside if s))
+    return Headline(_changed(summary), _outcome(main), change.verdict, " ".join(s for s in beside if s), caveat)
 
 
 def _changed(summary: Mapping[str, Any]) -> str:

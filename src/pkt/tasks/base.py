@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,18 @@ class Task:
     """Reads one split; raises DataError where the source does not have it."""
     origin: str
     """Where the data comes from, for provenance: `nano`, a folder, or a data set on the hub."""
+    located_on: Sequence[Example] | None = None
+    """Examples to locate with in place of the extract split, for a control arm."""
     _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
+
+    @property
+    def location(self) -> list[Example]:
+        """The examples to locate with."""
+        return self.split("extract") if self.located_on is None else list(self.located_on)
+
+    def located_with(self, examples: Sequence[Example] | None) -> Task:
+        """This task, located with other examples."""
+        return replace(self, located_on=examples)
 
     def split(self, name: str) -> list[Example]:
         """The examples of one split, in the order of the source."""

@@ -1,0 +1,1 @@
+"""Is it transfer, or tuning? Control arms, statistics and the verdict."""

@@ -1,0 +1,248 @@
+"""The verdict: transfer, tuning, no effect or undecided, with harm beside it. A pure function of scores.
+
+S seeds, I items. A difference is always `real_source - other`, with bounds L and U at the level of the certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pkt.certify.arms import REAL, kind
+from pkt.certify.statistics import Spread, holm, spread
+
+SEEDS_FOR_A_VERDICT = 5
+SHARE_OF_LEAD = 0.1
+"""The default margin, as a share of the source's lead over the target."""
+MOST_SEEDS, MOST_UNITS = 200, 100
+"""How far `needed` looks: seeds, and multiples of the units at hand."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Something that a transfer should not harm: scores of the target (I,) and of real_source (S, I)."""
+
+    name: str
+    unit: str
+    target: np.ndarray
+    real: np.ndarray
+    units: Sequence[str]
+    weights: Sequence[float]
+    margin: float | None = None
+    """None means the certificate's."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Scores of the items that decide: the target's and the source's (I,), each arm's (S, I)."""
+
+    target: np.ndarray
+    source: np.ndarray
+    arms: Mapping[str, np.ndarray]
+    units: Sequence[str]
+    guards: Sequence[Guard] = ()
+
+
+def verdict(
+    target: Spread, sources: Mapping[str, Spread], margin: float | None, level: float, *, reads_source: bool = True
+) -> str:
+    """The rule.
+
+    Args:
+        target: real_source minus the target; sources: minus every applicable source arm.
+        margin: None where the source has no lead and no margin was given: then only transfer can be found.
+        reads_source: a method that reads no source cannot transfer, and what it gains is tuning.
+    """
+    low, high = target.interval(level)
+    bounds = [s.interval(level) for s in sources.values()]
+    if low > 0 and not reads_source:
+        return "tuning"
+    if low > 0 and bounds and all(arm_low > 0 for arm_low, _ in bounds):
+        return "transfer"
+    if low > 0 and margin is not None and any(arm_high < margin for _, arm_high in bounds):
+        return "tuning"
+    if margin is not None and -margin < low and high < margin:
+        return "no_effect"
+    return "undecided"
+
+
+def rule_in_words(margin: float | None, level: float) -> str:
+    """What `verdict` does, for the reader of a certificate."""
+    m = (
+        "m, which is unknown here, for the source has no lead over the target"
+        if margin is None
+        else f"m = {margin:.3f}"
+    )
+    return (
+        f"L and U are {level:.0%} bounds of the difference between the method on the real source and another arm, paired by item and "
+        f"seed, clustered by unit; the margin is {m}. transfer: L > 0 against the target and against every source arm. tuning: L > 0 "
+        f"against the target, and U < m against at least one source arm. no_effect: -m < L and U < m against the target. undecided: the "
+        f"rest. harm: U < -m on a guard, corrected by Holm over the guards. Fewer than {SEEDS_FOR_A_VERDICT} seeds: preliminary."
+    )
+
+
+def judge(evidence: Evidence, *, margin: float | None, level: float, reads_source: bool) -> dict[str, Any]:
+    """All that `certificate.json` says about the scores.
+
+    Args:
+        margin: None means a tenth of the source's lead.
+        reads_source: a method that reads none cannot transfer.
+    """
+    real_SI = evidence.arms[REAL]
+    lead = float(evidence.source.mean() - evidence.target.mean())
+    if margin is None and lead > 0:
+        margin = SHARE_OF_LEAD * lead
+    differences = {"target": spread(real_SI, np.broadcast_to(evidence.target, real_SI.shape), evidence.units)}
+    differences |= {a: spread(real_SI, s, evidence.units) for a, s in evidence.arms.items() if a != REAL}
+    sources = {a: s for a, s in differences.items() if a != "target" and kind(a) == "source"} if reads_source else {}
+    locators = {a: s for a, s in differences.items() if a != "target" and kind(a) == "locator"}
+    found = verdict(differences["target"], sources, margin, level, reads_source=reads_source)
+    guards = _guards(evidence.guards, margin, level)
+    return {
+        "verdict": found,
+        "preliminary": len(real_SI) < SEEDS_FOR_A_VERDICT,
+        "reason": _reason(found, differences["target"], sources, margin, level, reads_source=reads_source),
+        "rule": rule_in_words(margin, level),
+        "harm": any(g["harmed"] for g in guards) if guards else None,
+        "location": _location(locators, margin, level),
+        "gain": _gain(sources, level),
+        "lead": lead,
+        "margin": margin,
+        "level": level,
+        "scores": {"target": float(evidence.target.mean()), "source": float(evidence.source.mean())},
+        "comparisons": _comparisons(differences, level),
+        "guards": guards,
+        "needed": needed(differences["target"], sources, margin, level, reads_source=reads_source)
+        if found == "undecided"
+        else None,
+    }
+
+
+def needed(
+    target: Spread, sources: Mapping[str, Spread], margin: float | None, level: float, *, reads_source: bool = True
+) -> dict[str, int | None]:
+    """Seeds, or units, in all that would settle it if the means and variances stayed as they are; None: no number tried."""
+
+    def settled(num_seeds: int, num_units: int) -> bool:
+        scaled = {a: s.scaled(num_seeds, num_units) for a, s in sources.items()}
+        of_target = target.scaled(num_seeds, num_units)
+        return verdict(of_target, scaled, margin, level, reads_source=reads_source) != "undecided"
+
+    seeds, units = target.num_seeds, target.num_units
+    more_units = range(units, MOST_UNITS * units + 1, max(1, units // 20))
+    return {
+        "seeds": next((n for n in range(seeds, MOST_SEEDS + 1) if settled(n, units)), None),
+        "units": next((n for n in more_units if settled(seeds, n)), None),
+    }
+
+
+def _comparisons(differences: Mapping[str, Spread], level: float) -> list[dict[str, Any]]:
+    """One row per difference; Holm's correction runs over the source arms."""
+    kinds = {arm: "target" if arm == "target" else kind(arm) for arm in differences}
+    sources = [arm for arm in differences if kinds[arm] == "source"]
+    adjusted = dict(zip(sources, holm([differences[arm].p_value() for arm in sources]), strict=True))
+    rows = []
+    for arm, s in differences.items():
+        low, high = s.interval(level)
+        df = s.error_and_df()[1]
+        rows.append(
+            {
+                "arm": arm,
+                "kind": kinds[arm],
+                "mean": s.mean,
+                "low": low,
+                "high": high,
+                "df": df if np.isfinite(df) else None,
+                "p": s.p_value(),
+                "p_holm": adjusted.get(arm),
+                "seed_variance": s.seed_variance,
+                "unit_variance": s.unit_variance,
+                "num_seeds": s.num_seeds,
+                "num_units": s.num_units,
+            }
+        )
+    return rows
+
+
+def _guards(guards: Sequence[Guard], margin: float | None, level: float) -> list[dict[str, Any]]:
+    held = [(g, m) for g in guards if (m := g.margin or margin) is not None]
+    spreads = [spread(g.real, np.broadcast_to(g.target, g.real.shape), g.units, g.weights) for g, _ in held]
+    p_values = [s.p_above(-m) for (_, m), s in zip(held, spreads, strict=True)]
+    rows = []
+    for (g, m), s, p, p_holm in zip(held, spreads, p_values, holm(p_values), strict=True):
+        low, high = s.interval(level)
+        rows.append(
+            {
+                "name": g.name,
+                "unit": g.unit,
+                "mean": s.mean,
+                "low": low,
+                "high": high,
+                "margin": m,
+                "p": p,
+                "p_holm": p_holm,
+                "harmed": p_holm < (1 - level) / 2,
+            }
+        )
+    return rows
+
+
+def _gain(sources: Mapping[str, Spread], level: float) -> dict[str, Any] | None:
+    """The source-attributable gain: what the real source adds to the best of the arms without it."""
+    if not sources:
+        return None
+    arm = min(sources, key=lambda a: sources[a].mean)
+    low, high = sources[arm].interval(level)
+    return {"arm": arm, "mean": sources[arm].mean, "low": low, "high": high}
+
+
+def _location(locators: Mapping[str, Spread], margin: float | None, level: float) -> dict[str, str]:
+    if not locators:
+        return {"answer": "not_asked", "reason": "No locator arm was run."}
+    bounds = {arm: s.interval(level) for arm, s in locators.items()}
+    if all(low > 0 for low, _ in bounds.values()):
+        return {"answer": "mattered", "reason": f"Better than {_listed(locators, level)}."}
+    same = {arm: locators[arm] for arm, (_, high) in bounds.items() if margin is not None and high < margin}
+    if same:
+        return {
+            "answer": "did_not_matter",
+            "reason": f"Not better, by the margin of {margin:.3f}, than {_listed(same, level)}.",
+        }
+    return {"answer": "undecided", "reason": f"Differences: {_listed(locators, level)}."}
+
+
+def _reason(
+    found: str, target: Spread, sources: Mapping[str, Spread], margin: float | None, level: float, *, reads_source: bool
+) -> str:
+    change = f"The target's score changes by {_shown(target, level)}"
+    if found == "transfer":
+        return f"{change}, and by more than with any source arm: {_listed(sources, level)} more."
+    if found == "no_effect":
+        return f"{change}, which stays within the margin of {margin:.3f}."
+    if found == "tuning" and not reads_source:
+        return f"{change}; the method reads no source, so none of it can come from one."
+    if found == "tuning":
+        same = {arm: s for arm, s in sources.items() if margin is not None and s.interval(level)[1] < margin}
+        return (
+            f"{change}, but not by a margin of {margin:.3f} more than without the source: {_listed(same, level)} more."
+        )
+    if reads_source and not sources:
+        return f"{change}; no source arm was run, so its cause is open."
+    if margin is None:
+        return f"{change}; the source has no lead over the target, so there is no margin: give certificate.margin."
+    if target.interval(level)[0] <= 0:
+        return f"{change}: neither above zero for certain nor certainly within the margin of {margin:.3f}."
+    open_arms = {arm: s for arm, s in sources.items() if s.interval(level)[0] <= 0}
+    return f"{change}, but whether by more than without the source is open: {_listed(open_arms, level)} more."
+
+
+def _listed(spreads: Mapping[str, Spread], level: float) -> str:
+    return ", ".join(f"{arm} ({_shown(s, level)})" for arm, s in spreads.items())
+
+
+def _shown(s: Spread, level: float) -> str:
+    low, high = s.interval(level)
+    return f"{s.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")

@@ -1,0 +1,84 @@
+"""Differences between arms, with intervals that know seeds and knowledge units.
+
+S seeds, I items, N units. Scores are compared item by item and seed by seed; items of one unit are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from pkt.evaluation.statistics import mean_and_error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean difference with what its error is made of: `variance = seed_variance / S + unit_variance / N`."""
+
+    mean: float
+    seed_variance: float
+    unit_variance: float
+    num_seeds: int
+    num_units: int
+
+    def scaled(self, num_seeds: int, num_units: int) -> Spread:
+        """The same with other numbers of seeds and units, as if mean and variances stayed."""
+        return Spread(self.mean, self.seed_variance, self.unit_variance, num_seeds, num_units)
+
+    def error_and_df(self) -> tuple[float, float]:
+        """Standard error, and Satterthwaite's degrees of freedom."""
+        by_seed, by_unit = self.seed_variance / self.num_seeds, self.unit_variance / self.num_units
+        total = by_seed + by_unit
+        if total == 0:
+            return 0.0, math.inf
+        df = total**2 / (by_seed**2 / (self.num_seeds - 1) + by_unit**2 / (self.num_units - 1))
+        return math.sqrt(total), df
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Two-sided t interval."""
+        error, df = self.error_and_df()
+        half = error * float(student.ppf((1 + level) / 2, df)) if error else 0.0
+        return self.mean - half, self.mean + half
+
+    def p_value(self) -> float:
+        """Two-sided p-value of no difference."""
+        if not self.error_and_df()[0]:
+            return float(self.mean == 0)
+        return min(1.0, 2 * min(self.p_above(0.0), 1 - self.p_above(0.0)))
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p-value of a true difference of at least `bound`: small if the mean lies far below it."""
+        error, df = self.error_and_df()
+        if not error:
+            return 1.0 if self.mean >= bound else 0.0
+        return float(student.cdf((self.mean - bound) / error, df))
+
+
+def spread(
+    one_SI: np.ndarray, two_SI: np.ndarray, units: Sequence[str], weights: Sequence[float] | None = None
+) -> Spread:
+    """The mean of `one - two`.
+
+    Args:
+        one_SI, two_SI: scores of the same items (columns) at the same seeds (rows).
+        units: the unit of each item; at least two. weights: of each item.
+    """
+    differences_SI = np.asarray(one_SI, float) - np.asarray(two_SI, float)
+    weight_I = np.ones(len(units)) if weights is None else np.asarray(weights, float)
+    by_seed_S = differences_SI @ weight_I / weight_I.sum()
+    mean, error = mean_and_error(differences_SI.mean(0).tolist(), units, weight_I.tolist())
+    num_units = len(set(units))
+    return Spread(mean, float(by_seed_S.var(ddof=1)), error**2 * num_units, len(by_seed_S), num_units)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,0 +1,78 @@
+"""The terminal: where results and messages go, and how a command ends. Used by the command line alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.logging import RichHandler
+from typer.exceptions import TyperException
+
+from pkt.errors import PktError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+WIDTH = 100
+"""Tables are at least this wide, so that no number is cut where the terminal is narrow or there is none."""
+
+out = Console()
+out.width = max(out.width, WIDTH)
+err = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """A line of results, as it is."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def set_up(level: int) -> None:
+    """Messages of the package to stderr; settings that make small models fast and results repeatable."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_path=False, show_level=False, show_time=False)],
+    )
+    logging.getLogger("pkt").setLevel(level)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that wait by spinning make small models ten times slower as soon as somebody else uses a core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bytes in every run on a GPU
+
+
+def run(app: Any, arguments: Sequence[str]) -> None:
+    """Run the app: one line and exit code 2 for what a user can cause."""
+    debug = "--debug" in arguments
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="pkt", standalone_mode=False)
+    except PktError as e:
+        if debug:
+            raise
+        _fail(str(e))
+    except TyperException as e:
+        command = getattr(getattr(e, "ctx", None), "command_path", "pkt")
+        _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`")
+    except OSError as e:
+        if debug or e.filename is None:
+            raise
+        _fail(f"{e.filename}: {e.strerror}; check the path, its permissions and the space on its disk")
+    except RuntimeError as e:  # torch.OutOfMemoryError is one, and so is the CPU allocator's
+        if debug or not re.search("out of memory|can't allocate memory", str(e), re.IGNORECASE):
+            raise
+        _fail(
+            "the device ran out of memory; try a lower --batch-size or method.micro_batch, method.gradient_checkpointing=true, "
+            "dtype=bfloat16, or --device offload"
+        )
+    if code == INTERRUPTED:
+        err.print("interrupted; run the same command again: finished stages are kept", highlight=False)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"error: {' '.join(message.splitlines())}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)

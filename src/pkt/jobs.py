@@ -1,0 +1,200 @@
+"""What one process does for a certificate: try a learning rate, make and score an arm's delta, score a model.
+
+A job leaves one record beside what it made, written last; a record with the right key and whole files is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pkt.align.alignment import encode_all, mean_loss
+from pkt.certify.arms import REAL, Setting, transfer
+from pkt.errors import TrainingError
+from pkt.evaluation.harness import score
+from pkt.evaluation.perplexity import window_losses
+from pkt.files import write_json, write_text
+from pkt.inject.apply import injected
+from pkt.inject.delta import Delta
+from pkt.methods.base import MethodConfig
+from pkt.models.checkpoint import file_digest
+from pkt.models.lm import LM
+from pkt.run import Run
+from pkt.stages import key_of, peak_bytes, reset_peak
+from pkt.tasks.base import Example, Task, fingerprint
+
+VALIDATION_BATCH = 16
+GUARD_TEXT = "guard text"
+"""Task name of the lines that hold the guard text's log-likelihoods."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """`kind` is `select` (try `lr`), `transfer` (make and score the delta of `seed`) or `model` (score target or source)."""
+
+    kind: str
+    arm: str
+    lr: float | None = None
+    seed: int = 0
+
+    def path(self, arms: Path) -> Path:
+        """Its record, under the folder of arms."""
+        names = {"select": f"lr-{self.lr:g}" if self.lr is not None else "", "transfer": f"seed-{self.seed}"}
+        return arms / self.arm / f"{names.get(self.kind, 'model')}.json"
+
+
+class Jobs:
+    """The jobs of one certificate in one process. The target is loaded once."""
+
+    def __init__(self, run: Run, wrong_examples: list[Example] | None, guard_tasks: list[Task], *, keep: bool) -> None:
+        self.run, self.keep, self.guard_tasks = run, keep, guard_tasks
+        self.arms = run.folder / "arms"
+        self.setting = Setting(run.method, run.source, run.target, run.task, run.style, wrong_examples)
+        self._held: LM | None = None
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """Release the model that is held."""
+        self._stack.close()
+        self._held = None
+
+    def key(self, job: Job) -> str:
+        """Hash of all that decides what a job makes."""
+        run = self.run
+        parts: list[Any] = [job.kind, job.arm]
+        if job.kind == "model":
+            return key_of(*parts, (run.source if job.arm == "source" else run.target).digest, *self._scoring)
+        given = self.setting.wrong_examples
+        wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
+        parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
+        return (
+            key_of(*parts, fingerprint(run.task.split("valid")))
+            if job.kind == "select"
+            else key_of(*parts, *self._scoring)
+        )
+
+    @cached_property
+    def _scoring(self) -> list[Any]:
+        guards = [[t.name, fingerprint(t.split("test"))] for t in self.guard_tasks]
+        return [*self.run.evaluation(), guards]
+
+    def options(self, job: Job) -> MethodConfig:
+        """The method's options with the learning rate of a job."""
+        if job.lr is None or self.run.method.learning_rate is None:
+            return self.run.options
+        return self.run.options.model_copy(update={self.run.method.learning_rate: job.lr})
+
+    def done(self, job: Job) -> dict[str, Any] | None:
+        """The record of a finished job, if its files are as it left them."""
+        path = job.path(self.arms)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            return None
+        if record.get("key") != self.key(job):
+            return None
+        files = ((path.parent / name, digest) for name, digest in record.get("files", {}).items())
+        whole = all(file.is_file() and file_digest(file) == digest for file, digest in files)
+        return record if whole else None
+
+    def work(self, job: Job) -> dict[str, Any]:
+        """Do a job and write its record."""
+        reset_peak()
+        start = time.perf_counter()
+        what: dict[str, Callable[[Job], dict[str, Any]]] = {
+            "select": self._select,
+            "transfer": self._transfer,
+            "model": self._model,
+        }
+        record = {"key": self.key(job), "arm": job.arm, "lr": job.lr, "seed": job.seed, **what[job.kind](job)}
+        record |= {
+            "seconds": round(time.perf_counter() - start, 3),
+            "peak_memory_gib": round(peak_bytes() / 2**30, 3),
+            "threads": torch.get_num_threads(),
+        }
+        write_json(job.path(self.arms), record)
+        return record
+
+    def delta(self, job: Job) -> Delta:
+        """The delta of an arm, made anew."""
+        self._hold(self.run.target)
+        made = transfer(job.arm, self.setting, self.options(job), job.seed)
+        return Delta(made.changes, made.provenance | {"arm": job.arm, "seed": job.seed, "key": self.key(job)})
+
+    def _select(self, job: Job) -> dict[str, Any]:
+        """Loss on the valid split; None where training diverged."""
+        run = self.run
+        try:
+            delta = self.delta(job)
+        except TrainingError as e:
+            return {"loss": None, "note": str(e)}
+        examples = encode_all(run.task.split("valid"), run.style, run.target, loss_on_prompt=False)
+        with run.target.loaded() as model, injected(model, delta):
+            loss = mean_loss(model, run.target, examples, VALIDATION_BATCH)
+        return {"loss": loss if loss == loss else None}
+
+    def _transfer(self, job: Job) -> dict[str, Any]:
+        delta = self.delta(job)
+        at = job.path(self.arms)
+        weights, scores = at.with_suffix(".safetensors"), at.with_suffix(".jsonl")
+        delta.save(weights)
+        files = {weights.name: file_digest(weights)}
+        with self.run.target.loaded() as model, injected(model, delta):
+            self._write(scores, model, self.run.target, guards=job.arm == REAL)
+        made = {"delta": files[weights.name], "trained_parameters": delta.provenance.get("trained_parameters")}
+        if not self.keep:
+            weights.unlink()
+            files = {}
+        return {**made, "files": files | {scores.name: file_digest(scores)}}
+
+    def _model(self, job: Job) -> dict[str, Any]:
+        lm = self.run.source if job.arm == "source" else self.run.target
+        self._hold(lm)
+        scores = job.path(self.arms).with_suffix(".jsonl")
+        with lm.loaded() as model:
+            self._write(scores, model, lm, guards=job.arm == "target")
+        return {"files": {scores.name: file_digest(scores)}}
+
+    def _hold(self, lm: LM) -> None:
+        """Keep one model loaded from job to job: source and target are never in memory together."""
+        if self._held is not lm:
+            self.close()
+            self._stack.enter_context(lm.loaded())
+            self._held = lm
+
+    def _write(self, path: Path, model: Any, lm: LM, *, guards: bool) -> None:
+        """One line per item; with `guards`, those of the other tasks and of the guard text too."""
+        run, lines = self.run, []
+        for task in (run.task, *(self.guard_tasks if guards else [])):
+            scored = score(
+                model,
+                lm.tokenizer,
+                task,
+                style=run.style,
+                limit=run.recipe.evaluate.limit,
+                seed=run.recipe.seed,
+                batch_size=run.machine.batch_size,
+            )
+            lines += [{k: v for k, v in line.items() if k != "prompt"} for line in scored]
+        text = run.guard_text() if guards else None
+        if text:
+            lines += [
+                {
+                    "task": GUARD_TEXT,
+                    "id": f"window {i}",
+                    "unit": f"window {i}",
+                    "tier": "",
+                    "score": -loss / count,
+                    "weight": count,
+                }
+                for i, (count, loss) in enumerate(window_losses(model, lm.tokenizer, text))
+            ]
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,102 @@
+"""Handles that show a source's values as something else, for control arms. All else, location above all, is the real source's.
+
+K lines, D their length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pkt.models.checkpoint import Checkpoint
+from pkt.models.lm import LM
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class Control(LM):
+    """The real source behind another name for its values.
+
+    Args:
+        source: the real source. seed: of the arm's random draws.
+    """
+
+    def __init__(self, source: LM, seed: int) -> None:
+        super().__init__(
+            source.name, revision=source.revision, device=source.device, dtype=source.dtype, memo=source.memo
+        )
+        self.real, self.seed = source, seed
+
+    @property
+    def config(self) -> Any:
+        return self.real.config
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.real.checkpoint
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.real.tokenizer
+
+    @contextmanager
+    def loaded(self) -> Iterator[PreTrainedModel]:
+        """The real source, for location: values come from `slices` and `tensor`."""
+        with self.real.loaded() as model:
+            yield model
+
+    def generator(self, *names: object) -> Generator:
+        """A generator for one piece of the model: the same in every call."""
+        import torch
+
+        text = " ".join(map(str, (self.seed, *names)))
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+
+
+class RandomSource(Control):
+    """Normal noise with the mean and variance of what it stands for, per module and layer.
+
+    Every line has its own noise, whatever lines are asked for together with it.
+    """
+
+    def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        import torch
+
+        found = {}
+        for layer, real_KD in self.real.slices(part, lines).items():
+            length = real_KD.shape[1]
+            noise = [torch.randn(length, generator=self.generator(part, layer, line)) for line in lines[layer]]
+            noise_KD = torch.stack(noise) if noise else real_KD
+            found[layer] = real_KD.mean() + real_KD.std(correction=0) * noise_KD
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        import torch
+
+        real = self.real.tensor(name)
+        return real.mean() + real.std(correction=0) * torch.randn(real.shape, generator=self.generator(name))
+
+
+class ShuffledSource(Control):
+    """The real lines in other places: permuted over all neurons and layers of a call, each module by its own permutation.
+
+    A whole tensor has its entries permuted.
+    """
+
+    def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        import torch
+
+        real = self.real.slices(part, lines)
+        every_KD = torch.cat(list(real.values()))
+        mixed_KD = every_KD[torch.randperm(len(every_KD), generator=self.generator(part))]
+        return dict(zip(real, mixed_KD.split([len(real_KD) for real_KD in real.values()]), strict=True))
+
+    def tensor(self, name: str) -> Tensor:
+        import torch
+
+        real = self.real.tensor(name)
+        return real.flatten()[torch.randperm(real.numel(), generator=self.generator(name))].view(real.shape)

@@ -1,0 +1,175 @@
+"""What the certificate says in words, for the HTML report and for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pkt.report.numbers import interval, p_value, signed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+KINDS = ("target", "source", "locator")
+"""Of comparisons, in the order in which they are shown."""
+VERDICTS = {
+    "transfer": (
+        "transfer",
+        "The target improves, and by more than with every control arm that lacks the source's knowledge.",
+    ),
+    "tuning": (
+        "tuning, not transfer",
+        "The target improves, but over at least one control arm that lacks the source's knowledge its lead is below "
+        "the margin: training alone explains the gain.",
+    ),
+    "no_effect": ("no effect", "The change against the target as it was is smaller than the margin, up or down."),
+    "undecided": ("undecided", "The rules for transfer, for tuning and for no effect are all unmet so far."),
+}
+"""Name and meaning."""
+_HARM = {True: "harm", False: "no harm seen", None: "harm: not asked"}
+_LOCATION = {
+    "mattered": "Location mattered.",
+    "did_not_matter": "Location did not matter.",
+    "undecided": "Whether location mattered is undecided.",
+    "not_asked": "Whether location matters was not asked.",
+}
+
+
+def verdict_line(certificate: Mapping[str, Any]) -> str:
+    """Verdict, harm flag and reason in one line.
+
+    Args:
+        certificate: the content of `certificate.json`.
+    """
+    name = VERDICTS[certificate["verdict"]][0]
+    early = " (preliminary)" if certificate["preliminary"] else ""
+    return f"{name}{early}; {_HARM[certificate['harm']]}: {certificate['reason']}"
+
+
+def certificate_table(certificate: Mapping[str, Any]) -> Table:
+    """The comparisons for a terminal: the real source minus each arm, its interval and p-values.
+
+    Args:
+        certificate: the content of `certificate.json`.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("real source minus", no_wrap=True)
+    for name in ("difference", f"{level(certificate)} interval", "p", "p (Holm)"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for row in comparisons(certificate):
+        cells = (signed(row["mean"]), interval(row["low"], row["high"]), p_value(row["p"]), p_value(row["p_holm"]))
+        table.add_row(*(Text(cell) for cell in (row["arm"], *cells)))
+    return table
+
+
+def comparisons(certificate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """With the target first, then with the source arms, then with the locator arms."""
+    return sorted(certificate["comparisons"], key=lambda row: KINDS.index(row["kind"]))
+
+
+def level(certificate: Mapping[str, Any]) -> str:
+    """Of the intervals: `95 %`."""
+    return f"{100 * certificate['level']:.4g}\u00a0%"
+
+
+def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of the verdict box; an empty string where there is nothing to say."""
+    name, meaning = VERDICTS[certificate["verdict"]]
+    if certificate["verdict"] == "tuning" and all(row["kind"] != "source" for row in certificate["comparisons"]):
+        meaning = "The target improves, but the method reads no source: training alone explains the gain."
+    return {
+        "name": name,
+        "meaning": meaning,
+        "preliminary": _preliminary(certificate),
+        "harm": _HARM[certificate["harm"]],
+        "harmed": _harmed(certificate),
+        "needed": _needed(certificate),
+        "gain": _gain(certificate),
+        "location": _location(certificate),
+        "mismatch": _mismatch(certificate, summary),
+        "basis": _basis(certificate),
+        "seeds": count(len(certificate["seeds"]), "seed"),
+        "units": count(certificate["items"]["num_units"], "unit"),
+        "miss": f"{100 * (1 - certificate['level']):.4g}\u00a0%",
+    }
+
+
+def _preliminary(certificate: Mapping[str, Any]) -> str:
+    if not certificate["preliminary"]:
+        return ""
+    return (
+        f"Preliminary: a verdict takes at least 5 seeds, this one rests on {count(len(certificate['seeds']), 'seed')}."
+    )
+
+
+def _harmed(certificate: Mapping[str, Any]) -> str:
+    """Which guards fell, or that none did."""
+    guards = certificate["guards"]
+    if certificate["harm"] is None:
+        return "No guard was scored, so nobody can tell whether the change did harm elsewhere."
+    fallen = [f"{row['name']} by {abs(row['mean']):.3f}" for row in guards if row["harmed"]]
+    if fallen:
+        return f"Worse by more than the margin: {', '.join(fallen)}."
+    return f"Of {count(len(guards), 'guard')} none fell by more than its margin beyond doubt."
+
+
+def _needed(certificate: Mapping[str, Any]) -> str:
+    needed = certificate["needed"]
+    if certificate["verdict"] != "undecided" or needed is None:
+        return ""
+    have = {"seeds": len(certificate["seeds"]), "units": certificate["items"]["num_units"]}
+    ways = [f"{needed[key]:,} {key} (now {have[key]:,})" for key in have if needed[key] is not None]
+    if not ways:
+        return "If the means stayed as they are, neither more seeds nor more units alone would settle it."
+    return f"If the means stayed as they are, {' or '.join(ways)} would settle it."
+
+
+def _gain(certificate: Mapping[str, Any]) -> str:
+    gain = certificate["gain"]
+    if gain is None:
+        return ""
+    return f"{signed(gain['mean'])} {interval(gain['low'], gain['high'])}, measured against {gain['arm']}, the best arm without the source"
+
+
+def _location(certificate: Mapping[str, Any]) -> str:
+    location = certificate["location"]
+    if location is None:
+        return ""
+    answer = _LOCATION.get(location["answer"], f"Location: {location['answer'].replace('_', ' ')}.")
+    return f"{answer} {location['reason']}".strip()
+
+
+def _mismatch(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """A certificate of something else than the run that the rest of the page shows."""
+    pairs = [(key, certificate[key], summary[key]) for key in ("method", "task")]
+    for role in ("source", "target"):
+        ours, theirs = certificate[role], summary[role]
+        pairs.append((f"the {role}'s name", ours["name"], theirs["name"]))
+        if "weights" in ours and "weights" in theirs:
+            pairs.append((f"the {role}'s weights", ours["weights"][:16], theirs["weights"][:16]))
+    found = [f"{key} ({ours}, not {theirs})" for key, ours, theirs in pairs if ours != theirs]
+    return f"This certificate is not about the run below: they differ in {', '.join(found)}." if found else ""
+
+
+def _basis(certificate: Mapping[str, Any]) -> str:
+    """Items, seeds, margin and the version that measured them."""
+    items, margin, lead = certificate["items"], certificate["margin"], certificate["lead"]
+    said = [
+        f"{count(items['num_items'], 'item')} of {count(items['num_units'], 'unit')} (tier {items['tier']})",
+        f"{count(len(certificate['seeds']), 'seed')} ({', '.join(str(seed) for seed in certificate['seeds'])})",
+        "no margin" if margin is None else f"margin {margin:.3f}",
+    ]
+    if lead is not None:
+        said.append(f"the source leads the target by {lead:.3f}")
+    code = certificate.get("code", {})
+    if code.get("pkt"):
+        said.append(f"pkt {code['pkt']}{' at ' + code['commit'][:12] if code.get('commit') else ''}")
+    return ", ".join(said)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
