@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,17 @@ def certified_only() -> dict[str, Any]:
     kept = ("name", "task", "method", "source", "target")
     return {key: nano()[key] for key in kept} | {"scores": [], "perplexity": None, "history": [], "delta": [],
                                                  "costs": [], "warnings": []}  # fmt: skip
+
+
+def words(page: str) -> str:
+    """The page without figures, tags and line breaks."""
+    bare = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", bare)))
+
+
+def section(page: str, title: str) -> str:
+    """From one h3 to the next heading."""
+    return page.split(f"<h3>{title}</h3>")[1].split("<h3>")[0].split("<h2>")[0]
 
 
 def set_score(summary: dict[str, Any], arm: str, tier: str, **values: Any) -> None:

@@ -19,16 +19,31 @@ def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
     """Run `model` as if `delta` were in its weights.
 
     Gradients flow into the delta's values. Keep the block open until the backward pass is over: with gradient
-    checkpointing the forward pass runs again then.
+    checkpointing the forward pass runs again then. A module that is no linear map (an embedding, a norm) has its weight
+    replaced until the block ends, for which the delta's values must need no gradient.
     """
-    handles = []
+    handles, replaced = [], []
     try:
         for module, change in [_module(model, key, change) for key, change in delta.changes.items()]:
-            handles.append(module.register_forward_hook(_hook(change)))
+            if isinstance(module, nn.Linear):
+                handles.append(module.register_forward_hook(_hook(change)))
+                continue
+            if change.entries().requires_grad:
+                raise UnsupportedModelError(f"{type(module).__name__} is no linear map: no gradient flows through its change")
+            replaced.append((module, module.weight.data))
+            module.weight.data = _changed(module.weight.data, change)
         yield model
     finally:
         for handle in handles:
             handle.remove()
+        for module, weight in replaced:
+            module.weight.data = weight
+
+
+def _changed(weight: Tensor, change: Change) -> Tensor:
+    copy = weight.clone()
+    change.add_(copy)
+    return copy
 
 
 def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
@@ -43,7 +58,7 @@ def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
 def write_(model: nn.Module, delta: Delta) -> None:
     """Add `delta` to the weights of `model` in place, rounding once to their dtype."""
     for key, change in delta.changes.items():
-        weight = _module(model, key, change, linear=False)[0].weight.data
+        weight = _module(model, key, change)[0].weight.data
         if weight.is_meta:
             raise UnsupportedModelError(
                 f"the weights of {key} are offloaded: export the delta, or load the model without offload"
@@ -51,7 +66,7 @@ def write_(model: nn.Module, delta: Delta) -> None:
         change.add_(weight)
 
 
-def _module(model: Any, key: Key, change: Change, *, linear: bool = True) -> tuple[Any, Change]:
+def _module(model: Any, key: Key, change: Change) -> tuple[Any, Change]:
     layer, part = key
     family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
     path = getattr(family, part) if layer is None else family.module(part, layer)
@@ -59,8 +74,6 @@ def _module(model: Any, key: Key, change: Change, *, linear: bool = True) -> tup
         module: Any = model.get_submodule(path)
     except AttributeError as e:
         raise ShapeError(f"this delta changes {path}, which the model does not have") from e
-    if linear and not isinstance(module, nn.Linear):
-        raise UnsupportedModelError(f"{path} is no linear map: inject this delta with `write_` or export it")
     if not change.fits(list(module.weight.shape)):
         raise ShapeError(
             f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for"
