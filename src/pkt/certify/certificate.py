@@ -80,7 +80,7 @@ def rule_in_words(margin: float | None, level: float) -> str:
         f"L and U are {level:.0%} bounds of the difference between the method on the real source and another arm, paired by item and "
         f"seed, clustered by unit; the margin is {m}. transfer: L > 0 against the target and against every source arm. tuning: L > 0 "
         f"against the target, and U < m against at least one source arm. no_effect: -m < L and U < m against the target. undecided: the "
-        f"rest. harm: U < -m on a guard, corrected by Holm over the guards. Fewer than {SEEDS_FOR_A_VERDICT} seeds: preliminary."
+        f"rest. harm: U < -m on a guard, each with its own m, at (1 - level) / 2 after Holm's correction over the guards. Fewer than {SEEDS_FOR_A_VERDICT} seeds: preliminary."
     )
 
 
@@ -106,7 +106,7 @@ def judge(evidence: Evidence, *, margin: float | None, level: float, reads_sourc
         "preliminary": len(real_SI) < SEEDS_FOR_A_VERDICT,
         "reason": _reason(found, differences["target"], sources, margin, level, reads_source=reads_source),
         "rule": rule_in_words(margin, level),
-        "harm": any(g["harmed"] for g in guards) if guards else None,
+        "harm": any(tested) if (tested := [g["harmed"] for g in guards if g["harmed"] is not None]) else None,
         "location": _location(locators, margin, level),
         "gain": _gain(sources, level),
         "lead": lead,
@@ -168,11 +168,14 @@ def _comparisons(differences: Mapping[str, Spread], level: float) -> list[dict[s
 
 
 def _guards(guards: Sequence[Guard], margin: float | None, level: float) -> list[dict[str, Any]]:
-    held = [(g, m) for g in guards if (m := g.margin or margin) is not None]
-    spreads = [spread(g.real, np.broadcast_to(g.target, g.real.shape), g.units, g.weights) for g, _ in held]
-    p_values = [s.p_above(-m) for (_, m), s in zip(held, spreads, strict=True)]
+    """One row per guard. Without a margin there is no test; Holm's correction runs over those that are tested."""
+    spreads = [spread(g.real, np.broadcast_to(g.target, g.real.shape), g.units, g.weights) for g in guards]
+    margins = [g.margin or margin for g in guards]
+    tested = [i for i, m in enumerate(margins) if m is not None]
+    p_values = {i: spreads[i].p_above(-(margins[i] or 0)) for i in tested}
+    adjusted = dict(zip(tested, holm(list(p_values.values())), strict=True))
     rows = []
-    for (g, m), s, p, p_holm in zip(held, spreads, p_values, holm(p_values), strict=True):
+    for i, (g, s) in enumerate(zip(guards, spreads, strict=True)):
         low, high = s.interval(level)
         rows.append(
             {
@@ -181,10 +184,10 @@ def _guards(guards: Sequence[Guard], margin: float | None, level: float) -> list
                 "mean": s.mean,
                 "low": low,
                 "high": high,
-                "margin": m,
-                "p": p,
-                "p_holm": p_holm,
-                "harmed": p_holm < (1 - level) / 2,
+                "margin": margins[i],
+                "p": p_values.get(i),
+                "p_holm": adjusted.get(i),
+                "harmed": adjusted[i] < (1 - level) / 2 if i in adjusted else None,
             }
         )
     return rows
@@ -233,6 +236,8 @@ def _reason(
         return f"{change}; no source arm was run, so its cause is open."
     if margin is None:
         return f"{change}; the source has no lead over the target, so there is no margin: give certificate.margin."
+    if target.interval(level)[1] < 0:
+        return f"{change}: it falls, which is neither transfer nor tuning, and not certainly within the margin of {margin:.3f}."
     if target.interval(level)[0] <= 0:
         return f"{change}: neither above zero for certain nor certainly within the margin of {margin:.3f}."
     open_arms = {arm: s for arm, s in sources.items() if s.interval(level)[0] <= 0}
@@ -244,5 +249,5 @@ def _listed(spreads: Mapping[str, Spread], level: float) -> str:
 
 
 def _shown(s: Spread, level: float) -> str:
-    low, high = s.interval(level)
-    return f"{s.mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    mean, low, high = (f"{value:+.3f}".replace("-", "−") for value in (s.mean, *s.interval(level)))
+    return f"{mean} [{low}, {high}]".replace("+0.000", "0.000").replace("−0.000", "0.000")

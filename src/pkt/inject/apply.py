@@ -29,7 +29,9 @@ def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
                 handles.append(module.register_forward_hook(_hook(change)))
                 continue
             if change.entries().requires_grad:
-                raise UnsupportedModelError(f"{type(module).__name__} is no linear map: no gradient flows through its change")
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} is no linear map: no gradient flows through its change"
+                )
             replaced.append((module, module.weight.data))
             module.weight.data = _changed(module.weight.data, change)
         yield model

@@ -63,7 +63,7 @@ class Guard(TypedDict):
     margin: NotNegative | None
     p: Probability | None
     p_holm: Probability | None
-    harmed: bool
+    harmed: bool | None
 
 
 class Needed(TypedDict):
