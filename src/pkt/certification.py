@@ -20,6 +20,7 @@ from typing import Any
 
 from pkt.certify.arms import ARMS, REAL, check_names, missing
 from pkt.certify.search import Search
+from pkt.checks import check, check_gradable, check_locatable
 from pkt.config import Recipe, TaskSection, validate
 from pkt.errors import ConfigError, DataError, TrainingError
 from pkt.files import locked, write_json, write_text
@@ -117,9 +118,9 @@ class Certification:
         for arm in self.cfg.arms or []:
             if arm in self.absent:
                 raise ConfigError(f"certificate.arms: {arm} is not to be had: {self.absent[arm]}")
-        run.check()
+        check(run)
         for task in (run.task, *self.guard_tasks):
-            run.check_gradable(task)
+            check_gradable(run, task)
         units = {e.unit for e in run.task.split("test") if self.tier in (None, e.tier)}
         if len(units) < 2:
             raise DataError(
@@ -127,7 +128,7 @@ class Certification:
                 f"two at least: set certificate.tier, or add items"
             )
         if "wrong_task" in self.arms and self.wrong_task is not None:
-            run.check_locatable(self.wrong_task.split("extract"))
+            check_locatable(run, self.wrong_task.split("extract"))
         if run.method.learning_rate is not None:
             if not run.task.split("valid"):
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")

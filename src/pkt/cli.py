@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pkt import console
-from pkt.console import out, say
+from pkt.console import out, say, show_certificate, show_run
 from pkt.files import locked
 from pkt.listing import arm_rows, option_rows, recipe_rows, split_rows, table, work_in_words
 
@@ -96,8 +96,8 @@ def demo(
     start = time.perf_counter()
     recipe, machine = load_recipe("nano_demo"), _machine(device)
     execute(recipe, out_, machine)
-    _show(out_)
-    _show_certificate(make(recipe, out_, machine), out_)
+    show_run(out_)
+    show_certificate(make(recipe, out_, machine), out_)
     say(f"\n{time.perf_counter() - start:.0f} s")
 
 
@@ -117,7 +117,7 @@ def run(
     if dry_run:
         return plan(recipe, set_, device)
     execute(load_recipe(recipe, set_ or ()), out_, _machine(device, batch_size))
-    return _show(out_)
+    return show_run(out_)
 
 
 @app.command()
@@ -137,8 +137,10 @@ def plan(recipe: RecipeArg, set_: Set = None, device: Device = "auto") -> None:
 @app.command()
 def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "auto") -> None:
     """Stage 1: score layers and neurons of both models on the extract split."""
+    from pkt.checks import check
+
     made = _run(recipe, out_, set_, device)
-    made.check()
+    check(made)
     with locked(out_):
         made.start()
         made.locate()
@@ -166,14 +168,15 @@ def inject(folder: Folder, device: Device = "auto") -> None:
 @app.command()
 def evaluate(folder: Folder, device: Device = "auto", batch_size: Batch = 64) -> None:
     """Stage 4: score target, source and the exported result."""
+    from pkt.report.html import write
     from pkt.summary import write_summary
 
     made = _resume(folder, device, batch_size)
     with locked(folder):
         made.evaluate()
         write_summary(made)
-        _report(folder)
-    _show(folder)
+        write(folder)
+    show_run(folder)
 
 
 @app.command()
@@ -199,7 +202,7 @@ def certify(
             made.check()
             out.print(table(arm_rows(made)))
             return say(work_in_words(made))
-    _show_certificate(make(asked, out_, machine), out_)
+    show_certificate(make(asked, out_, machine), out_)
     return None
 
 
@@ -229,7 +232,9 @@ def verify(
 @app.command()
 def report(folder: Folder) -> None:
     """Write the HTML report of a run folder anew."""
-    say(str(_report(folder)))
+    from pkt.report.html import write
+
+    say(str(write(folder)))
 
 
 @app.command()
@@ -274,35 +279,6 @@ def tasks(
 
 def _all(registry: Any) -> list[tuple[str, Any]]:
     return [(name, registry.get(name)) for name in registry.names()]
-
-
-def _report(folder: Path) -> Path:
-    from pkt.report.html import write
-
-    return write(folder)
-
-
-def _show(folder: Path) -> None:
-    """The score table and where things are: results on standard output."""
-    import json
-
-    from pkt.report.table import rich_table
-
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    if summary["scores"]:
-        out.print(rich_table(summary))
-    else:
-        say("nothing was scored: evaluate.arms is empty")
-    for warning in summary["warnings"]:
-        say(f"note: {warning}")
-    say(f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}\n")
-
-
-def _show_certificate(certificate: dict[str, Any], folder: Path) -> None:
-    from pkt.report.verdict import certificate_table, verdict_line
-
-    out.print(certificate_table(certificate))
-    say(f"\n{verdict_line(certificate)}\nreport: {(folder / 'report.html').resolve()}")
 
 
 def main() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -28,6 +30,28 @@ err = Console(stderr=True)
 def say(text: str) -> None:
     """A line of results, as it is."""
     out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_run(folder: Path) -> None:
+    """A run's scores, and where things are."""
+    from pkt.report.table import rich_table
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["scores"]:
+        out.print(rich_table(summary))
+    else:
+        say("nothing was scored: evaluate.arms is empty")
+    for warning in summary["warnings"]:
+        say(f"note: {warning}")
+    say(f"\nmodel:  {folder / 'model'}\nreport: {(folder / 'report.html').resolve()}\n")
+
+
+def show_certificate(certificate: dict[str, Any], folder: Path) -> None:
+    """A certificate's differences and verdict."""
+    from pkt.report.verdict import certificate_table, verdict_line
+
+    out.print(certificate_table(certificate))
+    say(f"\n{verdict_line(certificate)}\nreport: {(folder / 'report.html').resolve()}")
 
 
 def set_up(level: int) -> None:

@@ -117,55 +117,11 @@ class Run:
     def style(self) -> str:
         return self.recipe.task.prompt_style
 
-    def check(self) -> None:
-        """Check everything that can be checked without weights; writes nothing."""
-        self.method.requires(self.source, self.target, self.options)
-        self.source.check()
-        self.target.check()
-        self.task.check_disjoint(*self.method.splits, "test")
-        for name in self.method.splits:
-            if not self.task.split(name):
-                raise DataError(
-                    f"{self.task.name}: split {name} is empty; {self.method.name} needs at least one example"
-                )
-        self._check_examples()
-
     def start(self) -> None:
         """Write the recipe and the environment."""
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         write_json(self.folder / "env.json", found)
-
-    def _check_examples(self) -> None:
-        """Every example can be encoded and graded, as far as tokenizers tell."""
-        from pkt.tasks.prompts import encode
-
-        for name in self.method.splits:
-            for example in self.task.split(name):
-                encode(example, self.style, self.target.tokenizer, self.target.dims.context, eos=True)
-        if self.method.locate is not None:
-            self.check_locatable(self.task.location)
-        if self.recipe.evaluate.arms:
-            self.check_gradable(self.task)
-
-    def check_locatable(self, examples: Sequence[Example]) -> None:
-        """Raise DataError for an example that attribution could not use."""
-        from pkt.tasks.prompts import encode, strip_trailing
-
-        for lm in (self.source, self.target):
-            for example in examples:
-                strip_trailing(encode(example, self.style, lm.tokenizer, lm.dims.context), lm.tokenizer, example)
-
-    def check_gradable(self, task: Task) -> None:
-        """Raise DataError if there is no guard text where one is named, or a test item cannot be asked or graded."""
-        from pkt.evaluation.harness import draw
-        from pkt.tasks.prompts import render
-
-        self.guard_text()
-        for example in draw(task.split("test"), self.recipe.evaluate.limit, self.recipe.seed):
-            task.format.grade(example, "")
-            render(example, self.style, self.source.tokenizer)
-            render(example, self.style, self.target.tokenizer)
 
     def locate(self) -> None:
         """Attribution scores of both models, kept in `neurons/`."""
@@ -328,11 +284,12 @@ def _method(recipe: Recipe) -> tuple[Any, Any]:
 
 def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run:
     """All stages, then the summary, the model card and the report."""
+    from pkt.checks import check
     from pkt.report.html import write
     from pkt.summary import write_summary
 
     run = Run(recipe, folder, machine)
-    run.check()
+    check(run)
     with locked(folder):
         run.start()
         if run.method.locate is not None:

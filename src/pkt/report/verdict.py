@@ -109,7 +109,7 @@ def _harmed(certificate: Mapping[str, Any]) -> str:
     """Which guards fell, or that none did."""
     guards = certificate["guards"]
     if certificate["harm"] is None:
-        return "No guard was scored, so nobody can tell whether the change did harm elsewhere."
+        return "No guard was tested, so nobody can tell whether the change did harm elsewhere."
     fallen = [f"{row['name']} by {abs(row['mean']):.3f}" for row in guards if row["harmed"]]
     if fallen:
         return f"Worse by more than the margin: {', '.join(fallen)}."
