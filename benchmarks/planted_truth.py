@@ -174,7 +174,7 @@ def finetuned_target(folder: Path, task_name: str, steps: int) -> Path:
 
 
 def certificate_of(
-    name: str, source: str, out: Path, repetition: int, *, task: str, tier: str = "new", limit: int = 60, seeds: int = 5
+    name: str, source: str, out: Path, repetition: int, *, task: str, tier: str = "new", limit: int = 20, seeds: int = 5
 ) -> dict[str, Any]:
     """One certificate of a planted method, with seeds and items of its own."""
     recipe = Recipe.model_validate(
@@ -202,10 +202,10 @@ def campaigns(finetuned: Path, repetitions: int) -> dict[str, tuple[Callable[...
         "transfer, lineage-hard": (partial(certificate_of, "planted_expansion", "nano/lineage-hard", task="nano/gsm8k"), few),
         "harm": (partial(certificate_of, "planted_harm", "nano/source", task="nano/gsm8k"), few),
         "null, source ignored": (
-            partial(certificate_of, "planted_deaf", "nano/source", task="nano/gsm8k", limit=20), repetitions
+            partial(certificate_of, "planted_deaf", "nano/source", task="nano/gsm8k"), repetitions
         ),
         "null, source seeds": (
-            partial(certificate_of, "planted_null", "nano/source", task="nano/gsm8k", tier="skill", limit=40), repetitions
+            partial(certificate_of, "planted_null", "nano/source", task="nano/gsm8k", tier="skill"), repetitions
         ),
     }  # fmt: skip
 

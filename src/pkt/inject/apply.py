@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from pkt.errors import ShapeError, UnsupportedModelError
-from pkt.inject.delta import Change, Delta, Key
+from pkt.inject.delta import Change, Delta
 from pkt.models.families import family_of
 
 
 @contextmanager
-def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
+def injected(model: Any, delta: Delta) -> Iterator[Any]:
     """Run `model` as if `delta` were in its weights.
 
     Gradients flow into the delta's values. Keep the block open until the backward pass is over: with gradient
-    checkpointing the forward pass runs again then. A module that is no linear map (an embedding, a norm) has its weight
-    replaced until the block ends, for which the delta's values must need no gradient.
+    checkpointing the forward pass runs again then. A module that is no linear map (an embedding, a norm), or that is tied to
+    the embedding, has its weight replaced until the block ends, for which the delta's values must need no gradient.
     """
-    handles, replaced = [], []
+    handles, replaced, embedding = [], [], model.get_input_embeddings().weight
     try:
-        for module, change in [_module(model, key, change) for key, change in delta.changes.items()]:
-            if isinstance(module, nn.Linear):
+        for module, change in _modules(model, delta):
+            if isinstance(module, nn.Linear) and module.weight is not embedding:
                 handles.append(module.register_forward_hook(_hook(change)))
                 continue
             if change.entries().requires_grad:
@@ -38,7 +38,7 @@ def injected(model: nn.Module, delta: Delta) -> Iterator[nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
-        for module, weight in replaced:
+        for module, weight in reversed(replaced):
             module.weight.data = weight
 
 
@@ -59,25 +59,32 @@ def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
 @torch.no_grad()
 def write_(model: nn.Module, delta: Delta) -> None:
     """Add `delta` to the weights of `model` in place, rounding once to their dtype."""
-    for key, change in delta.changes.items():
-        weight = _module(model, key, change)[0].weight.data
+    for module, change in _modules(model, delta):
+        weight = module.weight.data
         if weight.is_meta:
             raise UnsupportedModelError(
-                f"the weights of {key} are offloaded: export the delta, or load the model without offload"
+                "weights that this delta changes are offloaded: export the delta, or load the model without offload"
             )
         change.add_(weight)
 
 
-def _module(model: Any, key: Key, change: Change) -> tuple[Any, Change]:
-    layer, part = key
+def _modules(model: Any, delta: Delta) -> list[tuple[Any, Change]]:
+    """The modules that a delta changes.
+
+    Raises:
+        ShapeError: the model lacks one, or a change does not fit.
+    """
     family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
-    path = getattr(family, part) if layer is None else family.module(part, layer)
-    try:
-        module: Any = model.get_submodule(path)
-    except AttributeError as e:
-        raise ShapeError(f"this delta changes {path}, which the model does not have") from e
-    if not change.fits(list(module.weight.shape)):
-        raise ShapeError(
-            f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for"
-        )
-    return module, change
+    found = []
+    for (layer, part), change in delta.changes.items():
+        path = getattr(family, part) if layer is None else family.module(part, layer)
+        try:
+            module: Any = model.get_submodule(path)
+        except AttributeError as e:
+            raise ShapeError(f"this delta changes {path}, which the model does not have") from e
+        if not change.fits(list(module.weight.shape)):
+            raise ShapeError(
+                f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for"
+            )
+        found.append((module, change))
+    return found

@@ -41,6 +41,8 @@ class Lines:
         return {"rows" if self.axis == 0 else "columns": self.index, "values": self.values}
 
     def fits(self, shape: list[int]) -> bool:
+        if len(shape) != 2:
+            return False
         inside = self.index.numel() == 0 or int(self.index.max()) < shape[self.axis]
         return inside and self.values.shape == (len(self.index), shape[1 - self.axis])
 
