@@ -20,6 +20,7 @@ nightly: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 	$(BIN)/python benchmarks/attribution.py
 	$(BIN)/python benchmarks/alignment_memory.py
+	$(BIN)/python benchmarks/planted_truth.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
