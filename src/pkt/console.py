@@ -48,10 +48,10 @@ def show_run(folder: Path) -> None:
 
 def show_certificate(certificate: dict[str, Any], folder: Path) -> None:
     """A certificate's differences and verdict."""
-    from pkt.report.verdict import certificate_table, verdict_line
+    from pkt.report.verdict import certificate_table, verdict_lines
 
     out.print(certificate_table(certificate))
-    say(f"\n{verdict_line(certificate)}\nreport: {(folder / 'report.html').resolve()}")
+    say("\n" + "\n".join([*verdict_lines(certificate), f"report: {(folder / 'report.html').resolve()}"]))
 
 
 def set_up(level: int) -> None:

@@ -17,7 +17,7 @@ from pkt.errors import DataError
 from pkt.report.certificate import read_certificate
 from pkt.report.html import render
 from pkt.report.numbers import interval, p_value, signed
-from pkt.report.verdict import certificate_table, stamp, verdict_line
+from pkt.report.verdict import certificate_table, stamp, verdict_lines
 
 HOSTILE = """<script>alert("1")</script>'"&<img src=x onerror=y> $\\frac{ {{ 7*7 }} --> ]]> 名前"""
 Change = Callable[[dict[str, Any]], Any]
@@ -81,7 +81,8 @@ def test_verdicts(folder: Path, found: dict[str, Any], verdict: str, title: str,
     assert f'class="stamp {verdict}"' in page
     assert found["reason"] in text
     assert "reliminary" not in text
-    assert verdict_line(found) == f"{title.removeprefix('Verdict: ')}; no harm seen: {found['reason']}"
+    assert verdict_lines(found)[0] == f"verdict: {title.removeprefix('Verdict: ')}: {found['reason']}"
+    assert any(line.startswith("no harm seen: Of 2 guards") for line in verdict_lines(found))
 
 
 def test_tuning_of_a_method_that_reads_no_source(found: dict[str, Any]) -> None:
@@ -95,7 +96,7 @@ def test_preliminary(folder: Path, found: dict[str, Any]) -> None:
     text = words(page_of(folder, found))
     assert "Verdict: tuning, not transfer preliminary" in text
     assert "Preliminary: a verdict takes at least 5 seeds, this one rests on 3 seeds." in text
-    assert verdict_line(found).startswith("tuning, not transfer (preliminary); ")
+    assert verdict_lines(found)[0].startswith("verdict: tuning, not transfer, preliminary: ")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_preliminary(folder: Path, found: dict[str, Any]) -> None:
     [
         (True, ">harm</span>", "Worse by more than the margin: known by 0.200."),
         (False, ">no harm seen</span>", "Of 2 guards none fell by more than its margin beyond doubt."),
-        (None, ">harm: not asked</span>", "No guard was scored"),
+        (None, ">harm: not asked</span>", "No guard was tested"),
     ],
 )
 def test_harm(folder: Path, found: dict[str, Any], harm: bool | None, badge: str, sentence: str) -> None:

@@ -35,15 +35,22 @@ _LOCATION = {
 }
 
 
-def verdict_line(certificate: Mapping[str, Any]) -> str:
-    """Verdict, harm flag and reason in one line.
+def verdict_lines(certificate: Mapping[str, Any]) -> list[str]:
+    """What a certificate says, for a terminal: the verdict first.
 
     Args:
         certificate: the content of `certificate.json`.
     """
     name = VERDICTS[certificate["verdict"]][0]
-    early = " (preliminary)" if certificate["preliminary"] else ""
-    return f"{name}{early}; {_HARM[certificate['harm']]}: {certificate['reason']}"
+    early = ", preliminary" if certificate["preliminary"] else ""
+    said = {
+        f"verdict: {name}{early}": certificate["reason"],
+        "": _needed(certificate),
+        _HARM[certificate["harm"]]: _harmed(certificate),
+        "gain due to the source": _gain(certificate),
+        "location": _location(certificate),
+    }
+    return [f"{key}: {text}" if key else text for key, text in said.items() if text]
 
 
 def certificate_table(certificate: Mapping[str, Any]) -> Table:
