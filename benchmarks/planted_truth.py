@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import Generator
 
 from pkt.align.alignment import encode_all, example_losses
-from pkt.certification import certify
 from pkt.config import Recipe
 from pkt.errors import UnsupportedModelError
+from pkt.evidence import certify
 from pkt.inject.delta import Delta, Dense, Key, Lines
 from pkt.methods import METHODS
 from pkt.methods.base import MethodConfig, fork, method

@@ -2,7 +2,7 @@
 
 1. Location runs once, on the real source and the target (and once more on another task, for `wrong_task`).
 2. Every arm's learning rate is fixed by the valid split's loss: `arms/ARM/learning_rate.json`.
-3. Only then is anything scored on test items: target, source, and every arm at every seed. `arms/order.jsonl` has the times.
+3. Only then is anything scored on test items: target, source, and every arm at every seed. All records have their times.
 4. The verdict is computed from the score files alone (`pkt.evidence`).
 """
 
@@ -13,24 +13,28 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkt.certify.arms import ARMS, REAL, check_names, missing
+from pkt.certify.arms import ARMS, REAL, SOURCE_ARMS, check_names, missing
 from pkt.certify.search import Search
 from pkt.checks import check, check_gradable, check_locatable
-from pkt.config import Recipe, TaskSection, validate
+from pkt.config import OtherTask, Recipe, validate
 from pkt.errors import ConfigError, DataError, TrainingError
-from pkt.files import locked, write_json, write_text
-from pkt.jobs import Job, Jobs
+from pkt.evaluation.harness import draw
+from pkt.evaluation.perplexity import WINDOW
+from pkt.files import write_json
+from pkt.jobs import Job, Jobs, now, read_record
 from pkt.models.checkpoint import is_nano
 from pkt.pool import Pool, cores
 from pkt.run import Machine, Run
 from pkt.tasks.base import Task, fingerprint
 
 log = logging.getLogger(__name__)
+
+SELECTION = 1_000_000
+"""What the selection seed is above the recipe's."""
 
 
 class Certification:
@@ -46,6 +50,8 @@ class Certification:
         check_names(self.cfg.arms or [], "certificate.arms")
         if isinstance(self.cfg.learning_rates, dict):
             check_names(self.cfg.learning_rates, "certificate.learning_rates", real=True)
+            if run.method.learning_rate is None:
+                raise ConfigError(f"certificate.learning_rates: {run.method.name} has no learning rate; leave it out")
 
     @property
     def seeds(self) -> list[int]:
@@ -53,8 +59,8 @@ class Certification:
 
     @property
     def selection_seed(self) -> int:
-        """Of the learning-rate searches: the first that is not scored."""
-        return self.seeds[-1] + 1
+        """Of the learning-rate searches: one that is never scored, however many seeds there are."""
+        return self.run.recipe.seed + SELECTION
 
     @cached_property
     def wrong_task(self) -> Task | None:
@@ -70,14 +76,14 @@ class Certification:
         from pkt.nano.world import TASKS
 
         names = [f"nano/{task}" for task in TASKS]
-        return self._task(TaskSection(name=names[(names.index(name) + 1) % len(names)]))
+        return self._task(OtherTask(name=names[(names.index(name) + 1) % len(names)]))
 
     @cached_property
     def guard_tasks(self) -> list[Task]:
         """Other tasks on which harm is looked for."""
         return [self._task(section) for section in self.cfg.guard_tasks]
 
-    def _task(self, section: TaskSection) -> Task:
+    def _task(self, section: OtherTask) -> Task:
         from pkt.tasks.sources import task
 
         data = self.run.recipe.task.data if section.data is None and not is_nano(section.name) else section.data
@@ -96,6 +102,23 @@ class Certification:
             if reason or (wanted is not None and arm not in wanted):
                 found[arm] = reason or "left out by certificate.arms"
         return found
+
+    @property
+    def left_out(self) -> list[str]:
+        """Source arms that the method has and the recipe leaves out."""
+        return [
+            arm
+            for arm in self.absent
+            if arm in SOURCE_ARMS and missing(self.run.method, arm, has_wrong_task=True) is None
+        ]
+
+    @property
+    def searched(self) -> list[str]:
+        """The arms whose learning rate is searched."""
+        preset = self.cfg.learning_rates
+        if self.run.method.learning_rate is None or preset == "recipe":
+            return []
+        return [arm for arm in self.arms if preset == "search" or arm not in preset]
 
     @property
     def arms(self) -> list[str]:
@@ -121,29 +144,48 @@ class Certification:
         check(run)
         for task in (run.task, *self.guard_tasks):
             check_gradable(run, task)
-        units = {e.unit for e in run.task.split("test") if self.tier in (None, e.tier)}
-        if len(units) < 2:
+        text = run.guard_text()
+        if text and len(run.target.tokenizer(text, verbose=False)["input_ids"]) <= min(WINDOW, run.target.dims.context):
             raise DataError(
-                f"{run.task.name}: the test items of {self.tier or 'all tiers'} are about {len(units)} knowledge unit; intervals need "
-                f"two at least: set certificate.tier, or add items"
+                f"evaluate.perplexity_text: {run.recipe.evaluate.perplexity_text} has less than two windows of {WINDOW} tokens; intervals "
+                f"need two at least: give a longer text"
+            )
+        names = [run.task.name, *(task.name for task in self.guard_tasks)]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"certificate.guard_tasks: {', '.join(names[1:])}: name other tasks than {names[0]}, each once"
+            )
+        self._check_units(run.task, self.tier, "certificate.tier")
+        for task in self.guard_tasks:
+            self._check_units(task, None, "certificate.guard_tasks")
+        if not is_nano(run.task.name) and not self.guard_tasks and run.guard_text() is None:
+            log.warning(
+                "no guard against harm: name other tasks in certificate.guard_tasks, or evaluate.perplexity_text"
             )
         if "wrong_task" in self.arms and self.wrong_task is not None:
             check_locatable(run, self.wrong_task.split("extract"))
-        if run.method.learning_rate is not None:
+        if self.searched:
             if not run.task.split("valid"):
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")
             run.task.check_disjoint(*dict.fromkeys((*run.method.splits, "valid", "test")))
+
+    def _check_units(self, task: Task, tier: str | None, where: str) -> None:
+        evaluate = self.run.recipe.evaluate
+        drawn = draw(task.split("test"), evaluate.limit, self.run.recipe.seed)
+        units = {e.unit for e in drawn if tier in (None, e.tier)}
+        if len(units) < 2:
+            raise DataError(
+                f"{where}: the test items of {task.name}{f', tier {tier}' if tier else ''} that are drawn are about {len(units)} knowledge "
+                f"unit; intervals need two at least: raise evaluate.limit, or choose other items"
+            )
 
     def jobs(self) -> Jobs:
         """What this process can do for the certificate."""
         wrong = self.wrong_task.split("extract") if self.wrong_task is not None and "wrong_task" in self.arms else None
         return Jobs(self.run, wrong, self.guard_tasks, keep=self.cfg.keep_deltas)
 
-    def make(self) -> dict[str, Any]:
-        """Do what is missing, and write `certificate.json`."""
-        from pkt.evidence import certificate
-
-        start = time.perf_counter()
+    def make(self) -> None:
+        """Do what is missing."""
         self.locate()
         jobs, machine = self.jobs(), self.run.machine
         workers = machine.workers or automatic_workers(self.run)
@@ -152,10 +194,6 @@ class Certification:
             rates = self._learning_rates(pool, jobs)
             runs = [Job("transfer", arm, rates[arm], seed) for seed in self.seeds for arm in self.arms]
             self._run(pool, jobs, [*runs, Job("model", "target"), Job("model", "source")])
-        found = certificate(self)
-        write_json(self.run.folder / "certificate.json", found)
-        log.info("certificate: %.1f s", time.perf_counter() - start)
-        return found
 
     def locate(self) -> None:
         """Scores of both models, once for all arms."""
@@ -171,23 +209,17 @@ class Certification:
         """Fix every arm's learning rate, by search where it is not given."""
         option, preset = self.run.method.learning_rate, self.cfg.learning_rates
         centre = getattr(self.run.options, option) if option else None
-        given: dict[str, float | None] = {}
-        origin: str | None = None
-        if option is None or preset == "recipe":
-            given, origin = dict.fromkeys(self.arms, centre), "recipe" if option else None
-        elif isinstance(preset, dict):
-            given, origin = {arm: lr for arm, lr in preset.items() if arm in self.arms}, "preset"
-        searches = {arm: Search(float(centre or 0), self.cfg.factors) for arm in self.arms if arm not in given}
+        origin = None if option is None else "recipe" if preset == "recipe" else "preset"
+        rates = preset if isinstance(preset, dict) else {}
+        searches = {arm: Search(float(centre or 0), self.cfg.factors) for arm in self.searched}
         while wanted := [Job("select", a, lr, self.selection_seed) for a, s in searches.items() for lr in s.wanted()]:
             for job, record in self._run(pool, jobs, wanted):
                 loss = record["loss"]
                 searches[job.arm].losses[job.lr or 0] = math.inf if loss is None else loss
-        for arm in self.arms:
-            self._fix(arm, given.get(arm), searches.get(arm), origin)
-        return {arm: given[arm] if arm in given else searches[arm].best() for arm in self.arms}
+        return {arm: self._fix(arm, rates.get(arm, centre), origin, searches.get(arm)) for arm in self.arms}
 
-    def _fix(self, arm: str, lr: float | None, search: Search | None, origin: str | None) -> None:
-        """Write an arm's configuration, unless it stands there already."""
+    def _fix(self, arm: str, lr: float | None, origin: str | None, search: Search | None) -> float | None:
+        """Write down an arm's learning rate, with the time at which it became what it is."""
         curve = []
         if search is not None:
             lr, origin = search.best(), "search"
@@ -199,18 +231,14 @@ class Certification:
             curve = [
                 {"lr": at, "loss": loss if math.isfinite(loss) else None} for at, loss in sorted(search.losses.items())
             ]
-        record = {
-            "arm": arm,
-            "lr": lr,
-            "lr_from": origin,
-            "curve": curve,
-            "at_edge": search is not None and search.at_edge(),
-        }
         path = self.folder / arm / "learning_rate.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == record:
-            return
-        write_json(path, record)
-        self._note("learning rate fixed", arm=arm, lr=lr)
+        before = read_record(path)
+        fixed = before["fixed"] if before.get("lr") == lr and "fixed" in before else now()
+        at_edge = search is not None and search.at_edge()
+        record = {"arm": arm, "lr": lr, "lr_from": origin, "curve": curve, "at_edge": at_edge, "fixed": fixed}
+        if record != before:
+            write_json(path, record)
+        return lr
 
     def _run(self, pool: Pool, jobs: Jobs, wanted: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
         """The records of jobs; those that are done already are not done again."""
@@ -219,28 +247,15 @@ class Certification:
         start = time.perf_counter()
         todo = [job for job, record in found if record is None]
         for i, (job, record) in enumerate(pool.run(todo)):
-            if job.kind != "select":
-                self._note(
-                    "scored on test items", arm=job.arm, **({"seed": job.seed} if job.kind == "transfer" else {})
-                )
             what = {"select": f"lr {job.lr or 0:g}", "transfer": f"seed {job.seed}", "model": "model"}[job.kind]
             log.info("%s, %s: %d of %d, %.0f s", job.arm, what, i + 1, len(todo), time.perf_counter() - start)
             results.append((job, record))
         return results
 
-    def _note(self, event: str, **what: Any) -> None:
-        """One line more in `arms/order.jsonl`."""
-        path = self.folder / "order.jsonl"
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **what}
-        write_text(path, before + json.dumps(line) + "\n")
-
     def data(self) -> dict[str, str]:
         """Hashes of all examples that the certificate rests on."""
         run = self.run
-        names = dict.fromkeys(
-            (*run.method.splits, "valid", "test") if run.method.learning_rate else (*run.method.splits, "test")
-        )
+        names = dict.fromkeys((*run.method.splits, *(["valid"] if self.searched else []), "test"))
         found = {f"{run.task.name} {name}": fingerprint(run.task.split(name)) for name in names}
         found |= {f"{task.name} test": fingerprint(task.split("test")) for task in self.guard_tasks}
         if "wrong_task" in self.arms and self.wrong_task is not None:
@@ -260,24 +275,5 @@ def automatic_workers(run: Run) -> int:
 
     if run.target.torch_device != "cpu" or run.machine.device not in ("auto", "cpu"):
         return 1
-    each = 2 * 4 * run.target.parameters() + (1 << 30)
+    each = 2 * 4 * max(run.source.parameters(), run.target.parameters()) + (1 << 30)
     return max(1, min(cores(), psutil.virtual_memory().available // each))
-
-
-def certify(recipe: Recipe, folder: Path, machine: Machine | None = None) -> dict[str, Any]:
-    """Make the certificate of a recipe in a run folder, with its report; what is there already is kept.
-
-    Returns: the content of `certificate.json`.
-    """
-    from pkt.report.html import write
-    from pkt.summary import write_summary
-
-    run = Run(recipe, folder, machine)
-    made = Certification(run)
-    made.check()
-    with locked(folder):
-        run.start()
-        found = made.make()
-        write_summary(run)
-        write(folder)
-    return found

@@ -89,8 +89,8 @@ def demo(
     out_: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"), device: Device = "auto"
 ) -> None:
     """Transfer from the embedded larger model to the smaller one, score both and the result, and ask whether it was transfer."""
-    from pkt.certification import certify as make
     from pkt.config import load_recipe
+    from pkt.evidence import certify as make
     from pkt.run import execute
 
     start = time.perf_counter()
@@ -191,8 +191,8 @@ def certify(
 ) -> None:
     """Is it transfer, or tuning? All control arms, learning rates and seeds; then the verdict."""
     from pkt.certification import Certification
-    from pkt.certification import certify as make
     from pkt.config import load_recipe
+    from pkt.evidence import certify as make
     from pkt.run import Run
 
     asked, machine = load_recipe(recipe, set_ or ()), _machine(device, batch_size, workers)

@@ -35,8 +35,8 @@ class ModelSection(Section):
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
 
 
-class TaskSection(Section):
-    """A task and how its prompts are written."""
+class OtherTask(Section):
+    """A task by name."""
 
     name: str = Field(description="`nano/mmlu`, `gsm8k`, ...: see `pkt tasks`")
     data: str | None = Field(None, description="folder with the task's data; null means the embedded world or the hub")
@@ -44,6 +44,11 @@ class TaskSection(Section):
         default=False,
         description="drop examples of the other splits that stand in the test split, with a warning, instead of refusing them",
     )
+
+
+class TaskSection(OtherTask):
+    """A task and how its prompts are written."""
+
     prompt_style: Literal["tulu", "chat_template", "plain"] = Field(
         "tulu", description="how prompt and response are joined"
     )
@@ -71,7 +76,7 @@ class CertificateSection(Section):
     arms: list[str] | None = Field(
         None, description="control arms; null means all that the method has: see docs/certificate.md"
     )
-    learning_rates: Literal["search", "recipe"] | dict[str, float] = Field(
+    learning_rates: Literal["search", "recipe"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
         "search",
         description="of each arm: `search` by the valid split's loss, `recipe` for the method's own in all, or arm: value, the rest "
         "being searched",
@@ -91,12 +96,19 @@ class CertificateSection(Section):
     tier: str | None = Field(
         None, description="tier of test items that decides; null means `new` where the task has it, else all items"
     )
-    wrong_task: TaskSection | None = Field(
+    wrong_task: OtherTask | None = Field(
         None,
         description="task for the arm of that name; null means another embedded task for nano tasks, and no such arm elsewhere",
     )
     keep_deltas: bool = Field(True, description="keep every arm's deltas in the run folder, and not their hashes alone")
-    guard_tasks: list[TaskSection] = Field([], description="other tasks on which harm is looked for")
+    guard_tasks: list[OtherTask] = Field([], description="other tasks on which harm is looked for")
+
+    @field_validator("factors")
+    @classmethod
+    def _distinct(cls, value: list[float]) -> list[float]:
+        if len({f"{factor:.3g}" for factor in value}) < len(value):
+            raise ValueError("the factors must differ from each other")
+        return value
 
     @field_validator("wrong_task", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
 
 
+@cache
 def code() -> dict[str, Any]:
     """Which code this is: version, commit if it runs from a repository, and a hash of its source files."""
     here = Path(__file__).parent

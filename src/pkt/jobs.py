@@ -6,10 +6,12 @@ A job leaves one record beside what it made, written last; a record with the rig
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import torch
 
 from pkt.align.alignment import encode_all, mean_loss
 from pkt.certify.arms import REAL, Setting, transfer
-from pkt.errors import TrainingError
+from pkt.environment import code
+from pkt.errors import TrainingError, UnsupportedModelError
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
 from pkt.files import write_json, write_text
@@ -32,8 +35,24 @@ from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
 
 VALIDATION_BATCH = 16
+BROKEN = -1000.0
+"""Log-likelihood of a token, in nats, where a model gives none."""
 GUARD_TEXT = "guard text"
 """Task name of the lines that hold the guard text's log-likelihoods."""
+
+
+def now() -> str:
+    """The time, to the millisecond, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record, or nothing where there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class Jobs:
         run = self.run
         parts: list[Any] = [job.kind, job.arm]
         if job.kind == "model":
-            return key_of(*parts, (run.source if job.arm == "source" else run.target).digest, *self._scoring)
+            return key_of(*parts, *(run.source if job.arm == "source" else run.target).identity, *self._scoring)
         given = self.setting.wrong_examples
         wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
         parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
@@ -90,35 +109,43 @@ class Jobs:
         """The method's options with the learning rate of a job."""
         if job.lr is None or self.run.method.learning_rate is None:
             return self.run.options
-        return self.run.options.model_copy(update={self.run.method.learning_rate: job.lr})
+        return self.run.options.model_validate({**self.run.options.model_dump(), self.run.method.learning_rate: job.lr})
 
     def done(self, job: Job) -> dict[str, Any] | None:
         """The record of a finished job, if its files are as it left them."""
         path = job.path(self.arms)
-        try:
-            record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
-            return None
+        record = read_record(path)
         if record.get("key") != self.key(job):
             return None
-        files = ((path.parent / name, digest) for name, digest in record.get("files", {}).items())
-        whole = all(file.is_file() and file_digest(file) == digest for file, digest in files)
-        return record if whole else None
+        files = record.get("files", {})
+        if job.kind == "transfer" and self.keep and path.with_suffix(".safetensors").name not in files:
+            return None
+        held = ((path.parent / name, digest) for name, digest in files.items())
+        return record if all(file.is_file() and file_digest(file) == digest for file, digest in held) else None
 
     def work(self, job: Job) -> dict[str, Any]:
         """Do a job and write its record."""
         reset_peak()
-        start = time.perf_counter()
+        start, started = time.perf_counter(), now()
         what: dict[str, Callable[[Job], dict[str, Any]]] = {
             "select": self._select,
             "transfer": self._transfer,
             "model": self._model,
         }
-        record = {"key": self.key(job), "arm": job.arm, "lr": job.lr, "seed": job.seed, **what[job.kind](job)}
+        try:
+            made = what[job.kind](job)
+        except (TrainingError, UnsupportedModelError) as e:
+            at = f", seed {job.seed}, learning rate {job.lr:g}" if job.lr is not None else ""
+            raise type(e)(f"{job.arm}{at}: {e}; with certificate.learning_rates arms get other rates") from e
+        record = {"key": self.key(job), "arm": job.arm, "lr": job.lr, "seed": job.seed, **made}
         record |= {
+            "started": started,
+            "finished": now(),
             "seconds": round(time.perf_counter() - start, 3),
             "peak_memory_gib": round(peak_bytes() / 2**30, 3),
             "threads": torch.get_num_threads(),
+            "device": self.run.target.torch_device,
+            "sources": code()["sources"],
         }
         write_json(job.path(self.arms), record)
         return record
@@ -186,15 +213,19 @@ class Jobs:
             lines += [{k: v for k, v in line.items() if k != "prompt"} for line in scored]
         text = run.guard_text() if guards else None
         if text:
+            found = [
+                (n, -loss / n if math.isfinite(loss) else BROKEN)
+                for n, loss in window_losses(model, lm.tokenizer, text)
+            ]
             lines += [
                 {
                     "task": GUARD_TEXT,
                     "id": f"window {i}",
                     "unit": f"window {i}",
                     "tier": "",
-                    "score": -loss / count,
+                    "score": score,
                     "weight": count,
                 }
-                for i, (count, loss) in enumerate(window_losses(model, lm.tokenizer, text))
+                for i, (count, score) in enumerate(found)
             ]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

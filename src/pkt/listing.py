@@ -57,15 +57,8 @@ def arm_rows(made: Certification) -> list[Row]:
 
 def work_in_words(made: Certification) -> str:
     """How much a certificate has to do."""
-    arms, seeds, preset = len(made.arms), len(made.seeds), made.cfg.learning_rates
-    given = (
-        arms
-        if preset == "recipe" or made.run.method.learning_rate is None
-        else len(preset)
-        if preset != "search"
-        else 0
-    )
-    tried = (arms - given) * len(made.cfg.factors)
+    arms, seeds = len(made.arms), len(made.seeds)
+    tried = len(made.searched) * len(made.cfg.factors)
     return (
         f"{tried} runs to choose learning rates (more where the best is at the edge of its grid), {arms * seeds} runs to score "
         f"({arms} arms, {seeds} seeds), {arms * seeds + 2} scorings; decided by {made.tier or 'all'} test items"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from typing import Any
 
 from pkt.errors import PktError
@@ -35,8 +36,9 @@ class Pool:
     """
 
     def __init__(self, make: Callable[[], Any], work: Callable[[Any, Any], Any], workers: int, threads: int) -> None:
-        self.make, self.work, self.state = make, work, None
+        self.work, self.state = work, cache(make)
         self.executor = None
+        self.others = set(multiprocessing.active_children())
         if workers > 1:
             self.executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (make, threads))
 
@@ -47,7 +49,7 @@ class Pool:
         if self.executor is None:
             return
         if kind is not None:  # an error or Ctrl-C: what runs now is not waited for
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - self.others:
                 process.terminate()
         self.executor.shutdown(cancel_futures=True)
 
@@ -59,8 +61,7 @@ class Pool:
         """
         if self.executor is None:
             for job in jobs:
-                self.state = self.state or self.make()
-                yield job, self.work(self.state, job)
+                yield job, self.work(self.state(), job)
             return
         running = {self.executor.submit(_work, self.work, job): job for job in jobs}
         try:
@@ -68,8 +69,8 @@ class Pool:
                 yield running[done], done.result()
         except BrokenProcessPool:
             raise WorkerError(
-                "a worker process died, probably for lack of memory; run the same command with fewer --workers: finished "
-                "jobs are kept"
+                "a worker process died, for lack of memory or because a script starts this without `if __name__ == '__main__'`; run it "
+                "again with fewer workers: finished jobs are kept"
             ) from None
 
 

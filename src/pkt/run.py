@@ -48,6 +48,7 @@ class Run:
         resolved = {"name": self.method.name, **self.options.model_dump()}
         self.recipe = recipe.model_copy(update={"method": resolved})
         self.stages, self.scores = Stages(folder), Scores(folder)
+        self.memo = folder / "neurons"
         self._check_folder()
 
     @staticmethod
@@ -104,7 +105,7 @@ class Run:
         return self._lm(self.recipe.target.name, self.recipe.target.revision, dtype)
 
     def _lm(self, name: str, revision: str | None, dtype: str) -> LM:
-        return LM(name, revision=revision, device=self.machine.device, dtype=dtype, memo=self.folder / "neurons")
+        return LM(name, revision=revision, device=self.machine.device, dtype=dtype, memo=self.memo)
 
     @cached_property
     def task(self) -> Task:
@@ -127,32 +128,26 @@ class Run:
         """Attribution scores of both models, kept in `neurons/`."""
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
-        key = key_of("locate", self.inputs("extract"), self.method.locate_key(self.options), self.recipe.dtype)
-        self.stages.run("locate", key, self._locate)
-
-    def _locate(self) -> list[Path]:
-        assert self.method.locate is not None
-        self.drop_damaged_neurons()
-        self.method.locate(self.source, self.target, self.task, self.options, self.style)
-        return sorted((self.folder / "neurons").glob("*.safetensors"))
+        self._locate("locate", self.task)
 
     def locate_on(self, name: str, examples: Sequence[Example]) -> None:
         """The same on other examples, as a stage of its own."""
-        key = key_of(
-            name, self.inputs(), fingerprint(list(examples)), self.method.locate_key(self.options), self.recipe.dtype
-        )
+        self._locate(f"locate {name}", self.task.located_with(examples))
 
+    def _locate(self, stage: str, task: Task) -> None:
         def make() -> list[Path]:
             assert self.method.locate is not None
-            before = set((self.folder / "neurons").glob("*.safetensors"))
-            self.method.locate(self.source, self.target, self.task.located_with(examples), self.options, self.style)
-            return sorted(set((self.folder / "neurons").glob("*.safetensors")) - before)
+            self._drop_damaged(stage)
+            self.method.locate(self.source, self.target, task, self.options, self.style)
+            return sorted(self.memo.glob("*.safetensors"))
 
-        self.stages.run(f"locate {name}", key, make)
+        found = fingerprint(task.location)
+        key = key_of(stage, self.inputs(), found, self.method.locate_key(self.options), self.recipe.dtype)
+        self.stages.run(stage, key, make)
 
-    def drop_damaged_neurons(self) -> None:
+    def _drop_damaged(self, stage: str) -> None:
         """Remove scores that changed since they were written, so that they are made anew."""
-        for path in self.stages.damaged("locate"):
+        for path in self.stages.damaged(stage):
             path.unlink(missing_ok=True)
 
     def align(self) -> Delta:
@@ -162,7 +157,7 @@ class Run:
         path = self.folder / "delta.safetensors"
 
         def make() -> list[Path]:
-            self.drop_damaged_neurons()
+            self._drop_damaged("locate")
             delta = self.method(
                 self.source,
                 self.target,
@@ -207,7 +202,7 @@ class Run:
         self.scores.drop_damaged()
         for arm in arms:
             lm = self._scored(arm)
-            key = key_of("evaluate", arm, lm.digest, lm.dtype, *self.evaluation())
+            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation())
             self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
@@ -270,7 +265,7 @@ class Run:
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
         data = [fingerprint(self.task.split(name)) for name in splits]
-        return [self.source.digest, self.target.digest, self.method.name, self.style, *data]
+        return [*self.source.identity, *self.target.identity, self.method.name, self.style, *data]
 
 
 def _method(recipe: Recipe) -> tuple[Any, Any]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pkt.certification import Certification
+from pkt.certify.search import Search
+from pkt.environment import code
 from pkt.errors import ConfigError, DataError
-from pkt.evidence import FORMAT, certificate, read_lines
-from pkt.jobs import Job
+from pkt.evidence import FORMAT, certificate, jobs_of, read_lines, scores_path
+from pkt.jobs import GUARD_TEXT, Job, read_record
 from pkt.models.checkpoint import file_digest
 from pkt.registry import nearest
 from pkt.run import Machine, Run
@@ -51,9 +53,18 @@ def verify(folder: Path, machine: Machine | None = None) -> list[Check]:
     stated = read_certificate(folder)
     made = Certification(Run.resume(folder, machine))
     try:
-        return [*_compare(stated, certificate(made)), _order(made), _deltas(made, stated), *_grades(made)]
+        found = certificate(made)
+        return [
+            *_compare(stated, found),
+            *(_arm(made, row) for row in found["arms"] if row["reason"] is None),
+            _models(made),
+            _deltas(made, found),
+            _grades(made),
+        ]
     except DataError as e:
         return [Check("files", False, str(e))]
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        return [Check("files", False, f"a record or a score line lacks a part ({type(e).__name__}: {e})")]
 
 
 def _compare(stated: dict[str, Any], found: dict[str, Any]) -> Iterator[Check]:
@@ -63,26 +74,38 @@ def _compare(stated: dict[str, Any], found: dict[str, Any]) -> Iterator[Check]:
         different = list(_differences(one, two))
         return Check(name, not different, detail if not different else f"differs: {', '.join(different[:4])}")
 
-    one, two = stated.get("code", {}), found["code"]
-    if one.get("sources") == two["sources"]:
-        yield Check("code", True, f"pkt {two['pkt']}, same source files")
-    else:
-        yield Check(
-            "code", None, f"made by pkt {one.get('pkt')}, commit {one.get('commit')}; checked by another version"
-        )
+    yield _code(_part(stated, "code"), found["code"])
     for role in ("source", "target"):
         yield same(f"{role} weights", stated.get(role), found[role], found[role]["weights"][:16])
-    hashes, now = stated.get("hashes", {}), found["hashes"]
+    hashes, now = _part(stated, "hashes"), found["hashes"]
     yield same("recipe", hashes.get("recipe"), now["recipe"], now["recipe"][:16])
     yield same("data", hashes.get("data"), now["data"], ", ".join(now["data"]))
+    yield same("location", hashes.get("location"), now["location"], f"{len(now['location'])} files")
     yield same("scores of target and source", hashes.get("scores"), now["scores"], "2 files")
-    known = {row.get("arm"): row for row in stated.get("arms", []) if isinstance(row, dict)}
+    arms = stated.get("arms")
+    known = {row.get("arm"): row for row in arms if isinstance(row, dict)} if isinstance(arms, list) else {}
     for row in found["arms"]:
         if row["reason"] is None:
-            then = known.get(row["arm"], {}).get("hashes")
+            then = _part(known.get(row["arm"], {}), "hashes")
             yield same(row["arm"], then, row["hashes"], f"learning rate and {len(row['hashes']['scores'])} score files")
     rest = [{k: v for k, v in c.items() if k not in ("code", "hashes", "source", "target")} for c in (stated, found)]
     yield same("verdict", rest[0], rest[1], f"{found['verdict']}, recomputed from the score files")
+
+
+def _part(value: dict[str, Any], key: str) -> dict[str, Any]:
+    part = value.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _code(stated: dict[str, Any], found: dict[str, Any]) -> Check:
+    """Which code made the arms, and which checks them now."""
+    now = code()["sources"]
+    if stated.get("sources") == found["sources"] == [now]:
+        return Check("code", True, f"pkt {found['pkt']}, the same source files")
+    made_by = f"pkt {stated.get('pkt')}, commit {stated.get('commit')}"
+    if len(found["sources"]) > 1:
+        return Check("code", None, f"{len(found['sources'])} versions of the code made the arms, the last {made_by}")
+    return Check("code", None, f"made by {made_by}; checked by other source files")
 
 
 def _differences(one: Any, two: Any, at: str = "") -> Iterator[str]:
@@ -100,63 +123,76 @@ def _differences(one: Any, two: Any, at: str = "") -> Iterator[str]:
         yield at or "value"
 
 
-def _order(made: Certification) -> Check:
-    """Every arm's learning rate was fixed before the arm was scored."""
-    path = made.folder / "order.jsonl"
-    fixed: dict[str, int] = {}
-    scored: dict[tuple[str, int], int] = {}
-    for i, line in enumerate(read_lines(path)):
-        if "seed" in line:
-            scored[line["arm"], line["seed"]] = i
-        elif line["event"].startswith("learning rate"):
-            fixed[line["arm"]] = i
-    late = [
-        f"{arm} seed {seed}"
-        for arm in made.arms
-        for seed in made.seeds
-        if not fixed.get(arm, math.inf) < scored.get((arm, seed), -1)
-    ]
-    if late:
-        return Check("order", False, f"scored before its learning rate was fixed, or not noted: {late[0]} in {path}")
-    return Check("order", True, "every learning rate was fixed before its arm saw a test item")
+def _arm(made: Certification, row: dict[str, Any]) -> Check:
+    """An arm's records are of this recipe, its learning rate follows from them, and stood before a test item was seen."""
+    arm, jobs = row["arm"], made.jobs()
+    name = f"{arm}, records"
+    rate = read_record(made.folder / arm / "learning_rate.json")
+    found = [(job, read_record(job.path(made.folder))) for job in jobs_of(made, row)]
+    for job, record in found:
+        if record.get("key") != jobs.key(job):
+            return Check(name, False, f"{job.path(made.folder)} is of another recipe or learning rate")
+    tried = {job.lr: record["loss"] for job, record in found if job.kind == "select"}
+    if tried != {point["lr"]: point["loss"] for point in row["curve"]}:
+        return Check(name, False, "the curve of its learning rates is not that of its records")
+    if tried and row["lr"] != Search(0, (), {lr: math.inf if x is None else x for lr, x in tried.items() if lr}).best():
+        return Check(name, False, f"its learning rate {row['lr']:g} is not the best of its curve")
+    decided = max([record["finished"] for job, record in found if job.kind == "select"], default="")
+    for job, record in found:
+        if job.kind == "transfer" and record["started"] < min(rate["fixed"], decided):
+            return Check(name, False, f"seed {job.seed} was scored before the learning rate was fixed")
+    return Check(name, True, "of this recipe; learning rate fixed before a test item was seen")
 
 
-def _deltas(made: Certification, stated: dict[str, Any]) -> Check:
-    """The kept deltas are those of the certificate."""
+def _models(made: Certification) -> Check:
+    """The scores of target and source are of these models, items and settings."""
+    jobs = made.jobs()
+    for job in (Job("model", "target"), Job("model", "source")):
+        path = job.path(made.folder)
+        if read_record(path).get("key") != jobs.key(job):
+            return Check("target and source, records", False, f"{path} is of another model or recipe")
+    return Check("target and source, records", True, "of these models and this recipe")
+
+
+def _deltas(made: Certification, found: dict[str, Any]) -> Check:
+    """The kept deltas are those of the records."""
     wrong, held = [], 0
-    for row in stated.get("arms", []):
+    for row in found["arms"]:
         for seed, digest in zip(made.seeds, row.get("hashes", {}).get("deltas", []), strict=False):
-            path = Job("transfer", row["arm"], None, seed).path(made.folder).with_suffix(".safetensors")
+            path = scores_path(made, row["arm"], seed).with_suffix(".safetensors")
             if path.is_file():
                 held += 1
                 wrong += [str(path)] if file_digest(path) != digest else []
             elif made.cfg.keep_deltas:
                 wrong.append(f"{path} (missing)")
     if wrong:
-        return Check(
-            "deltas", False, f"changed since: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else "")
-        )
+        more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+        return Check("deltas", False, f"not as recorded: {wrong[0]}{more}")
     return Check("deltas", True if held else None, f"{held} files" if held else "none were kept")
 
 
-def _grades(made: Certification) -> Iterator[Check]:
-    """The scores follow from the outputs."""
-    task = made.run.task
-    examples = {e.id: e for e in task.split("test")}
-    wrong, count = [], 0
-    for job in [Job("model", "target"), *(Job("transfer", arm, None, s) for arm in made.arms for s in made.seeds)]:
-        path = job.path(made.folder).with_suffix(".jsonl")
+def _grades(made: Certification) -> Check:
+    """The scores follow from the outputs, but for the guard text, which has none."""
+    tasks = {task.name: task for task in (made.run.task, *made.guard_tasks)}
+    examples = {name: {e.id: e for e in task.split("test")} for name, task in tasks.items()}
+    paths = [scores_path(made, arm) for arm in ("target", "source")]
+    paths += [scores_path(made, arm, seed) for arm in made.arms for seed in made.seeds]
+    count = 0
+    for path in paths:
         for line in read_lines(path):
-            if line["task"] == task.name:
-                count += 1
-                if float(task.format.grade(examples[line["id"]], line["output"])) != line["score"]:
-                    wrong.append(f"{path}: {line['id']}")
-    detail = f"{count} outputs graded again" if not wrong else f"{wrong[0]} has another score than its output earns"
-    yield Check("grades", not wrong, detail)
+            if line["task"] == GUARD_TEXT:
+                continue
+            example = examples.get(line["task"], {}).get(line["id"])
+            if example is None:
+                return Check("grades", False, f"{path}: {line['id']} is no test item of {line['task']}")
+            if float(tasks[line["task"]].format.grade(example, line["output"])) != line["score"]:
+                return Check("grades", False, f"{path}: {line['id']} has another score than its output earns")
+            count += 1
+    return Check("grades", True, f"{count} outputs graded again")
 
 
 def rerun(folder: Path, arm: str, machine: Machine | None = None) -> list[Check]:
-    """Make the deltas of one arm again, and compare them with the recorded ones byte for byte.
+    """Make the deltas of one arm again, location included, and compare them with the recorded ones byte for byte.
 
     Raises:
         ConfigError: the certificate has no such arm.
@@ -164,25 +200,28 @@ def rerun(folder: Path, arm: str, machine: Machine | None = None) -> list[Check]
     import torch
 
     read_certificate(folder)
-    made = Certification(Run.resume(folder, machine))
+    run = Run.resume(folder, machine)
+    made = Certification(run)
     if arm not in made.arms:
         raise ConfigError(f"--rerun {arm!r}: this certificate has no such arm; {nearest(arm, made.arms)}")
-    made.locate()
-    jobs, checks = made.jobs(), []
-    before = torch.get_num_threads()
-    try:
-        for seed in made.seeds:
-            path = Job("transfer", arm, None, seed).path(made.folder)
-            record = json.loads(path.read_text(encoding="utf-8"))
-            torch.set_num_threads(record["threads"])  # sums of another number of threads round differently
-            delta = jobs.delta(Job("transfer", arm, record["lr"], seed))
-            with tempfile.TemporaryDirectory() as temporary:
+    checks, before = [], torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as temporary:
+        run.memo = Path(temporary)
+        jobs = made.jobs()
+        try:
+            for seed in made.seeds:
+                path = Job("transfer", arm, None, seed).path(made.folder)
+                record = read_record(path)
+                if not record:
+                    raise DataError(f"{path}: missing or damaged; run `pkt certify` again, what is done is kept")
+                torch.set_num_threads(record["threads"])  # sums of another number of threads round differently
                 again = Path(temporary) / "delta.safetensors"
-                delta.save(again)
+                jobs.delta(Job("transfer", arm, record["lr"], seed)).save(again)
                 same = file_digest(again) == record["delta"]
-            detail = "the same bytes" if same else f"other bytes than recorded in {path}"
-            checks.append(Check(f"{arm}, seed {seed}, again", same, detail))
-    finally:
-        torch.set_num_threads(before)
-        jobs.close()
+                where = "" if record["device"] == run.target.torch_device else f", made on {record['device']}"
+                detail = "the same bytes" if same else f"other bytes than recorded in {path}{where}"
+                checks.append(Check(f"{arm}, seed {seed}, again", same, detail))
+        finally:
+            torch.set_num_threads(before)
+            jobs.close()
     return checks

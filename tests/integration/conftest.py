@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import certified_folders
 import pytest
 import yaml
 from run_folders import make_data
 
 from pkt import cli
+from pkt.files import write_text
 from pkt.tasks.formats import FORMATS
 
 
@@ -104,3 +106,24 @@ def _finished(tmp_path_factory, recipe, _short) -> Path:
 def finished(_finished, tmp_path) -> Path:
     """A copy of the folder of a finished run of `recipe()`."""
     return Path(shutil.copytree(_finished, tmp_path / "finished"))
+
+
+@pytest.fixture(scope="session")
+def _certified(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("certified") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pkt.report.html.write", lambda folder: write_text(folder / "report.html", "page"))
+        certified_folders.make(folder)
+    return folder
+
+
+@pytest.fixture
+def certified(_certified, tmp_path) -> Path:
+    """A copy of the folder of a small certificate, with the times of its files."""
+    return Path(shutil.copytree(_certified, tmp_path / "certified"))
+
+
+@pytest.fixture
+def plain_page(monkeypatch) -> None:
+    """The page costs more time than a small certificate."""
+    monkeypatch.setattr("pkt.report.html.write", lambda folder: write_text(folder / "report.html", "page"))

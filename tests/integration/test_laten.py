@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pkt.align.alignment import encode_all, example_losses
+from pkt.align.alignment import dependence, encode_all, example_losses
 from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from pkt.extract.neurons import num_chosen
 from pkt.methods.laten import LatenConfig, laten
+from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS
@@ -194,3 +195,77 @@ def test_checkpointing_recomputes_and_leaves_dropout_off(make_lm):
     (plain_calls, plain), (calls_again, again) = seen
     assert calls_again > plain_calls
     assert again == pytest.approx(plain, rel=1e-4)
+
+
+def test_source_dependence_is_measured_and_changes_nothing(tiny_source, tiny_target, tmp_path):
+    plain, measured = (transfer(tiny_source, tiny_target, source_dependence=wanted) for wanted in (False, True))
+    for key, change in plain.changes.items():
+        for name, tensor in change.tensors().items():
+            assert torch.equal(tensor, measured.changes[key].tensors()[name])
+    history = measured.provenance["history"]
+    assert len(history) == 4
+    for before, step in zip(plain.provenance["history"], history, strict=True):
+        assert step.keys() - before.keys() == {"source_cosine", "noise_norm_ratio"}
+        assert {key: step[key] for key in before} == before
+        assert -1 < step["source_cosine"] < 0.999
+        assert step["noise_norm_ratio"] > 0
+
+
+def test_dependence_is_a_cosine_and_a_ratio_of_norms(tiny_source, tiny_target):
+    delta, other = (transfer(tiny_source, tiny_target, seed=seed) for seed in (0, 1))
+    assert dependence(delta, delta) == pytest.approx({"source_cosine": 1.0, "noise_norm_ratio": 1.0})
+    assert dependence(delta, delta * -3.0) == pytest.approx({"source_cosine": -1.0, "noise_norm_ratio": 3.0})
+    flat = [torch.cat([c.values.flatten() for c in d.changes.values()]) for d in (delta, other)]
+    assert dependence(delta, other) == pytest.approx(
+        {
+            "source_cosine": float(functional.cosine_similarity(flat[0], flat[1], dim=0)),
+            "noise_norm_ratio": float(flat[1].norm() / flat[0].norm()),
+        },
+        rel=1e-3,
+    )
+    assert dependence(delta, delta * 0.0) == {"source_cosine": 0.0, "noise_norm_ratio": 0.0}
+    assert dependence(delta * 0.0, delta) == {"source_cosine": 0.0, "noise_norm_ratio": 0.0}
+
+
+def test_the_noise_to_compare_with_is_not_the_noise_of_the_arm(tiny_source, tiny_target):
+    """A network fed with `random_source` depends on it as much as on any noise."""
+    cosines = []
+    for seed in (0, 1):
+        delta = transfer(RandomSource(tiny_source, seed), tiny_target, source_dependence=True, steps=1)
+        cosines.append(delta.provenance["history"][0]["source_cosine"])
+    assert cosines[0] == pytest.approx(cosines[1], abs=0.3)
+
+
+def test_without_a_source_the_lines_are_the_same_and_start_from_zero(tiny_source, tiny_target):
+    options = {**TUNED, "injection_rate": 0.5, "transfer_rate": 0.1}
+    real = transfer(tiny_source, tiny_target, **options)
+    free = laten.no_source(tiny_target, tiny_target, make_task(), LatenConfig(**options), gen(), style="plain")
+    assert free.changes.keys() == real.changes.keys()
+    trained = transfer(tiny_source, tiny_target, **{**options, "injection_rate": 0.1})
+    for key, change in free.changes.items():
+        assert torch.equal(change.index, real.changes[key].index)
+        lines = torch.isin(change.index, trained.changes[key].index)
+        assert (change.values[lines].abs().sum(1) > 0).all()
+        if key[1] in ("up", "down", "o"):
+            assert (change.values[~lines] == 0).all()  # injected, but never trained
+    first = [d.provenance["history"][0] for d in (free, real)]
+    assert first[0]["penalty"] == 0
+    assert free.provenance["trained_parameters"] == 2 * 32 * (28 + 28 + 16 + 16)
+    assert real.provenance["trained_parameters"] != free.provenance["trained_parameters"]
+
+
+def test_random_neurons_leave_the_layers(tiny_source, tiny_target):
+    real, chance = (transfer(tiny_source, tiny_target, locator=by) for by in ("logprob_gain", "random"))
+    again, other = (transfer(tiny_source, tiny_target, locator="random", seed=seed) for seed in (0, 1))
+    maps = [{k: v["map"] for k, v in d.provenance["layers"].items()} for d in (real, chance, other)]
+    assert maps[0] == maps[1] == maps[2]
+
+    def index(delta):
+        return [c.index.tolist() for _, c in sorted(delta.changes.items())]
+
+    assert index(chance) == index(again)
+    assert index(chance) != index(real)
+    assert index(chance) != index(other)
+    assert [len(i) for i, key in zip(index(chance), sorted(chance.changes), strict=True) if key[1] != "v"] == [
+        len(i) for i, key in zip(index(real), sorted(real.changes), strict=True) if key[1] != "v"
+    ]

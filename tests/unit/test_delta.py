@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pkt.errors import DataError, ShapeError
+from pkt.errors import DataError, PktError, ShapeError, UnsupportedModelError
 from pkt.inject.apply import injected, write_
 from pkt.inject.delta import Delta, Dense, Lines, LowRank
 
@@ -115,3 +115,87 @@ def test_a_delta_that_does_not_fit_names_the_tensor(tiny_target):
         pass
     with pytest.raises(ShapeError, match=r"layers\.0\.mlp\.up_proj\.weight"):
         list(wrong.tensors(tiny_target))
+
+
+@pytest.fixture
+def whole(tiny_target) -> Delta:
+    """Changes of what is no linear map within a layer: embedding, final norm, unembedding."""
+    d, gen = tiny_target.dims, torch.Generator().manual_seed(1)
+
+    def r(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=gen) * 0.1
+
+    return Delta(
+        {
+            (None, "embed"): Lines(torch.tensor([4, 3, 9]), r(3, d.width), 0),
+            (None, "final_norm"): Dense(r(d.width)),
+            (None, "unembed"): Dense(r(d.vocab, d.width)),
+        }
+    )
+
+
+def test_embeddings_and_norms_are_replaced_and_put_back(tiny_target, whole, delta):
+    with tiny_target.loaded() as model:
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        at = {k: v.data_ptr() for k, v in model.state_dict().items()}
+        plain = logits(model, IDS)
+
+        def as_before() -> None:
+            assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            assert {k: v.data_ptr() for k, v in model.state_dict().items()} == at
+            assert torch.equal(logits(model, IDS), plain)
+
+        hooked = {}
+        for key in whole.changes:
+            with injected(model, Delta({key: whole.changes[key]})):
+                hooked[key] = logits(model, IDS)
+            as_before()
+        with injected(model, whole), injected(model, delta), injected(model, whole):
+            assert not torch.equal(logits(model, IDS), plain)
+        as_before()
+        with pytest.raises(KeyError), injected(model, whole):
+            raise KeyError
+        as_before()
+        with injected(model, whole + delta):
+            hooked["all"] = logits(model, IDS)
+    for key, found in hooked.items():
+        assert (found - plain).abs().max() > 0.1
+        with tiny_target.loaded() as model:
+            write_(model, whole + delta if key == "all" else Delta({key: whole.changes[key]}))
+            torch.testing.assert_close(found, logits(model, IDS), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("part", ["embed", "final_norm"])
+def test_no_gradient_flows_through_an_embedding_or_a_norm(tiny_target, whole, part):
+    learnt = Delta({key: c.map(lambda t: t.clone().requires_grad_()) for key, c in whole.changes.items()})
+    with tiny_target.loaded() as model:
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        fixed = Delta({(None, "embed"): whole.changes[None, "embed"], (None, part): learnt.changes[None, part]})
+        with pytest.raises(UnsupportedModelError, match="is no linear map: no gradient"), injected(model, fixed):
+            pass
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        with injected(model, Delta({(None, "unembed"): learnt.changes[None, "unembed"]})):
+            model(IDS).logits.square().sum().backward()
+    assert learnt.changes[None, "unembed"].values.grad.abs().sum() > 0
+
+
+def test_lines_of_a_norm_are_refused(tiny_target):
+    """A norm's weight has no rows and columns."""
+    wrong = Delta({(None, "final_norm"): Lines(torch.tensor([1]), torch.zeros(1, tiny_target.dims.width), 0)})
+    with pytest.raises(ShapeError, match=r"norm"), tiny_target.loaded() as model, injected(model, wrong):
+        pass
+
+
+def test_tied_embeddings_are_injected_as_written_or_refused(make_lm, whole):
+    """One stored matrix in two places: a change of either name is one of both."""
+    tied = make_lm("llama", "target", tie_word_embeddings=True)
+    for parts in (["embed"], ["unembed"], ["embed", "unembed"]):
+        change = Delta({(None, part): whole.changes[None, part] for part in parts})
+        try:
+            with tied.loaded() as model, injected(model, change):
+                hooked = logits(model, IDS)
+        except PktError:
+            continue
+        with tied.loaded() as model:
+            write_(model, change)
+            torch.testing.assert_close(hooked, logits(model, IDS), rtol=0, atol=5e-4)

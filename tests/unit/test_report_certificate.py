@@ -92,10 +92,10 @@ def test_tuning_of_a_method_that_reads_no_source(found: dict[str, Any]) -> None:
 
 
 def test_preliminary(folder: Path, found: dict[str, Any]) -> None:
-    found.update(preliminary=True, seeds=[0, 1, 2])
+    found.update(preliminary=True, preliminary_for=["3 seeds, and not 5", "self_source was left out"])
     text = words(page_of(folder, found))
     assert "Verdict: tuning, not transfer preliminary" in text
-    assert "Preliminary: a verdict takes at least 5 seeds, this one rests on 3 seeds." in text
+    assert "Preliminary, for: 3 seeds, and not 5; self_source was left out." in text
     assert verdict_lines(found)[0].startswith("verdict: tuning, not transfer, preliminary: ")
 
 

@@ -165,7 +165,10 @@ def align(
                     _check_finite(losses_B, part, step)
                     (losses_B.sum() / len(batch)).backward()
                 entropy += float(losses_B.detach().sum()) / len(batch)
-            measured = dependence(place(leaves, step), place(hyper(noise_of(step)), step)) if noise_of else {}
+            measured = {}
+            if noise_of:
+                with torch.no_grad():
+                    measured = dependence(place(leaves, step), place(hyper(noise_of(step)), step))
             norm = penalty(leaves)
             if not norm.isfinite():
                 raise TrainingError(
@@ -190,7 +193,6 @@ def align(
     return history
 
 
-@torch.no_grad()
 def dependence(delta: Delta, of_noise: Delta) -> dict[str, float]:
     """Cosine of a delta with that of the same network fed with noise, and the norm of the latter over that of the former.
 

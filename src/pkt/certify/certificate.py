@@ -80,16 +80,19 @@ def rule_in_words(margin: float | None, level: float) -> str:
         f"L and U are {level:.0%} bounds of the difference between the method on the real source and another arm, paired by item and "
         f"seed, clustered by unit; the margin is {m}. transfer: L > 0 against the target and against every source arm. tuning: L > 0 "
         f"against the target, and U < m against at least one source arm. no_effect: -m < L and U < m against the target. undecided: the "
-        f"rest. harm: U < -m on a guard, each with its own m, at (1 - level) / 2 after Holm's correction over the guards. Fewer than {SEEDS_FOR_A_VERDICT} seeds: preliminary."
+        f"rest. harm: U < -m on a guard, each with its own m, at (1 - level) / 2 after Holm's correction over the guards. Preliminary: fewer than {SEEDS_FOR_A_VERDICT} seeds, a source arm left out, or a learning rate at the edge of what was tried."
     )
 
 
-def judge(evidence: Evidence, *, margin: float | None, level: float, reads_source: bool) -> dict[str, Any]:
+def judge(
+    evidence: Evidence, *, margin: float | None, level: float, reads_source: bool, reservations: Sequence[str] = ()
+) -> dict[str, Any]:
     """All that `certificate.json` says about the scores.
 
     Args:
         margin: None means a tenth of the source's lead.
         reads_source: a method that reads none cannot transfer.
+        reservations: why the verdict is preliminary, beside the number of seeds.
     """
     real_SI = evidence.arms[REAL]
     lead = float(evidence.source.mean() - evidence.target.mean())
@@ -101,9 +104,12 @@ def judge(evidence: Evidence, *, margin: float | None, level: float, reads_sourc
     locators = {a: s for a, s in differences.items() if a != "target" and kind(a) == "locator"}
     found = verdict(differences["target"], sources, margin, level, reads_source=reads_source)
     guards = _guards(evidence.guards, margin, level)
+    few = len(real_SI) < SEEDS_FOR_A_VERDICT
+    doubts = [*([f"{len(real_SI)} seeds, and not {SEEDS_FOR_A_VERDICT}"] if few else []), *reservations]
     return {
         "verdict": found,
-        "preliminary": len(real_SI) < SEEDS_FOR_A_VERDICT,
+        "preliminary": bool(doubts),
+        "preliminary_for": doubts,
         "reason": _reason(found, differences["target"], sources, margin, level, reads_source=reads_source),
         "rule": rule_in_words(margin, level),
         "harm": any(tested) if (tested := [g["harmed"] for g in guards if g["harmed"] is not None]) else None,

@@ -19,12 +19,12 @@ class Search:
 
     def wanted(self) -> list[float]:
         """Learning rates to try next; empty when the search is over."""
-        grid = [_tidy(self.centre * factor) for factor in sorted(self.factors)]
+        grid = sorted({_tidy(self.centre * factor) for factor in self.factors})
         missing = [lr for lr in grid if lr not in self.losses]
         if missing:
             return missing
         tried = sorted(self.losses)
-        if not self.at_edge() or len(tried) >= len(grid) + MOST_EXTENSIONS:
+        if len(grid) < 2 or not self.at_edge() or len(tried) >= len(grid) + MOST_EXTENSIONS:
             return []
         if self.best() == tried[-1] and math.isfinite(self.losses[tried[-1]]):
             return [_tidy(tried[-1] * grid[-1] / grid[-2])]

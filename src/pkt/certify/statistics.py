@@ -68,6 +68,8 @@ def spread(
         units: the unit of each item; at least two. weights: of each item.
     """
     differences_SI = np.asarray(one_SI, float) - np.asarray(two_SI, float)
+    if not np.isfinite(differences_SI).all():
+        raise ValueError("scores must be finite")
     weight_I = np.ones(len(units)) if weights is None else np.asarray(weights, float)
     by_seed_S = differences_SI @ weight_I / weight_I.sum()
     mean, error = mean_and_error(differences_SI.mean(0).tolist(), units, weight_I.tolist())

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
+WINDOW = 512
+"""Tokens in one pass."""
+
+
 def perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    *,
+    window: int = WINDOW,
+    stride: int = WINDOW // 2,
 ) -> float:
     """exp of the mean negative log-likelihood of a token, in float32: see `window_losses`."""
     found = window_losses(model, tokenizer, text, window=window, stride=stride)
@@ -24,7 +33,12 @@ def perplexity(
 
 @torch.no_grad()
 def window_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str, *, window: int = 512, stride: int = 256
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    text: str,
+    *,
+    window: int = WINDOW,
+    stride: int = WINDOW // 2,
 ) -> list[tuple[int, float]]:
     """Number of tokens scored in each pass, and the sum of their negative log-likelihoods in nats, in float32.
 

@@ -126,7 +126,7 @@ def attribute(
         return _read(path)
     start = time.perf_counter()
     ids = [strip_trailing(encode(e, style, lm.tokenizer, lm.dims.context), lm.tokenizer, e) for e in examples]
-    with lm.loaded() as model, torch.no_grad():
+    with lm.for_location() as model, torch.no_grad():
         unembed, norm = (_weight(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
         lens = Lens(unembed, norm, memory // 2)
         per = 4 * lm.dims.layers * (lm.dims.ffn + lm.dims.attention + 4 * lm.dims.width)
@@ -249,7 +249,7 @@ def _weight(model: PreTrainedModel, path: str, device: str) -> Tensor:
 
 
 def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, per_example: bool) -> str:
-    parts = [1, lm.digest, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
+    parts = [1, *lm.identity, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -56,6 +56,12 @@ class Method:
     learning_rate: str | None = None
     """The option that holds its learning rate, if it trains."""
 
+    def __post_init__(self) -> None:
+        if self.reads_source and self.learning_rate and not self.no_source and "no_source" not in self.without:
+            raise TypeError(
+                f"method {self.name} trains on what it reads: declare `no_source`, or say in `without` why it has none"
+            )
+
     def locate_key(self, cfg: MethodConfig) -> dict[str, Any]:
         """The options that decide what `locate` finds."""
         return cfg.model_dump(include=set(self.locate_options))

@@ -34,6 +34,9 @@ from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
 
+DIAGNOSTIC = -1
+"""Seed of the diagnostic's noise; those of control arms are not negative."""
+
 
 class LatenConfig(MethodConfig):
     """Options of LaTen; the defaults are the published values."""
@@ -209,10 +212,13 @@ def _transfer(
     def of_step(step: int) -> Located:
         return of_example(step % num_located if per_example else None)
 
-    noise = RandomSource(source, 0)
+    @lru_cache(maxsize=1)
+    def noise_for(example: int | None) -> dict[str, Tensor]:
+        noise = read_slices(RandomSource(source, DIAGNOSTIC), of_example(example).source)
+        return {part: t.to(target.torch_device) for part, t in noise.items()}
 
     def noise_of(step: int) -> dict[str, Tensor]:
-        return {part: t.to(target.torch_device) for part, t in read_slices(noise, of_step(step).source).items()}
+        return noise_for(step % num_located if per_example else None)
 
     hyper = network(weights).to(target.torch_device)
     schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(extract), cfg.steps))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NANO = Path(__file__).parents[1] / "nano" / "models"
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "tokenizer.model", "chat_template*")
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
@@ -154,6 +155,14 @@ class Checkpoint:
             blob = path.resolve().name
             known = blob if path.is_symlink() and len(blob) == 64 else file_digest(path)
             total.update(f"{path.name} {known}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 over the names and contents of the tokenizer's files."""
+        total = hashlib.sha256()
+        for path in sorted({p for pattern in TOKENIZER_FILES for p in self.folder.glob(pattern)}):
+            total.update(f"{path.name} {file_digest(path)}\n".encode())
         return total.hexdigest()
 
 

@@ -6,10 +6,11 @@ K lines, D their length.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from pkt.errors import UnsupportedModelError
 from pkt.models.checkpoint import Checkpoint
 from pkt.models.lm import LM
 
@@ -43,11 +44,19 @@ class Control(LM):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.real.tokenizer
 
-    @contextmanager
-    def loaded(self) -> Iterator[PreTrainedModel]:
-        """The real source, for location: values come from `slices` and `tensor`."""
-        with self.real.loaded() as model:
-            yield model
+    def for_location(self) -> AbstractContextManager[PreTrainedModel]:
+        return self.real.loaded()
+
+    def loaded(self) -> AbstractContextManager[PreTrainedModel]:
+        """Refused: the weights in memory would be the real source's.
+
+        Raises:
+            UnsupportedModelError: always.
+        """
+        raise UnsupportedModelError(
+            f"{self.name} stands for {type(self).__name__} here, whose weights cannot be loaded: a method reads values through "
+            f"`slices` and `tensor`, and locates through `for_location`"
+        )
 
     def generator(self, *names: object) -> Generator:
         """A generator for one piece of the model: the same in every call."""
@@ -68,10 +77,10 @@ class RandomSource(Control):
 
         found = {}
         for layer, real_KD in self.real.slices(part, lines).items():
-            length = real_KD.shape[1]
-            noise = [torch.randn(length, generator=self.generator(part, layer, line)) for line in lines[layer]]
-            noise_KD = torch.stack(noise) if noise else real_KD
-            found[layer] = real_KD.mean() + real_KD.std(correction=0) * noise_KD
+            noise_KD = torch.empty_like(real_KD)
+            for noise_D, line in zip(noise_KD, lines[layer], strict=True):
+                noise_D.normal_(generator=self.generator(part, layer, line))
+            found[layer] = real_KD.mean() + real_KD.std(correction=0) * noise_KD if len(noise_KD) else noise_KD
         return found
 
     def tensor(self, name: str) -> Tensor:

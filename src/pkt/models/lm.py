@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,11 @@ class LM:
         return self.checkpoint.digest
 
     @property
+    def identity(self) -> list[str]:
+        """Hashes of all that decides what the model says to a text: weights, config and tokenizer."""
+        return [self.checkpoint.digest, self.checkpoint.tokenizer_digest]
+
+    @property
     def torch_device(self) -> str:
         """The device on which inputs go and small computations run."""
         import torch
@@ -187,9 +192,16 @@ class LM:
                     f"{list(weight.shape)}; copy the checkpoint again"
                 )
 
-    @contextmanager
-    def loaded(self) -> Iterator[PreTrainedModel]:
+    def for_location(self) -> AbstractContextManager[PreTrainedModel]:
+        """`loaded`, for a locator: control arms locate on the real source, but show other values."""
+        return self.loaded()
+
+    def loaded(self) -> AbstractContextManager[PreTrainedModel]:
         """The model in evaluation mode, no parameter trainable. Nested uses share it; the last one out releases it."""
+        return self._shared()
+
+    @contextmanager
+    def _shared(self) -> Iterator[PreTrainedModel]:
         if self._model is None:
             self._model = self._load()
         self._users += 1

@@ -112,6 +112,7 @@ class Certificate(TypedDict):
     target: ModelInfo
     verdict: Literal["transfer", "tuning", "no_effect", "undecided"]
     preliminary: bool
+    preliminary_for: NotRequired[list[str]]
     reason: str
     rule: str
     harm: bool | None

@@ -107,9 +107,7 @@ def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[st
 def _preliminary(certificate: Mapping[str, Any]) -> str:
     if not certificate["preliminary"]:
         return ""
-    return (
-        f"Preliminary: a verdict takes at least 5 seeds, this one rests on {count(len(certificate['seeds']), 'seed')}."
-    )
+    return f"Preliminary, for: {'; '.join(certificate.get('preliminary_for') or ['fewer than 5 seeds'])}."
 
 
 def _harmed(certificate: Mapping[str, Any]) -> str:
