@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HEADER = "pkt"
+"""One key holds the whole header of a safetensors file: several are written in an order that changes from run to run."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the block ends well, and is removed if not."""

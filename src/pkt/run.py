@@ -137,18 +137,12 @@ class Run:
     def _locate(self, stage: str, task: Task) -> None:
         def make() -> list[Path]:
             assert self.method.locate is not None
-            self._drop_damaged(stage)
             self.method.locate(self.source, self.target, task, self.options, self.style)
             return sorted(self.memo.glob("*.safetensors"))
 
         found = fingerprint(task.location)
         key = key_of(stage, self.inputs(), found, self.method.locate_key(self.options), self.recipe.dtype)
         self.stages.run(stage, key, make)
-
-    def _drop_damaged(self, stage: str) -> None:
-        """Remove scores that changed since they were written, so that they are made anew."""
-        for path in self.stages.damaged(stage):
-            path.unlink(missing_ok=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -157,7 +151,6 @@ class Run:
         path = self.folder / "delta.safetensors"
 
         def make() -> list[Path]:
-            self._drop_damaged("locate")
             delta = self.method(
                 self.source,
                 self.target,

@@ -48,7 +48,7 @@ def test_certificate_says_what_was_run(certified):
     found = read(certified / "certificate.json")
     assert (found["format"], found["method"], found["task"]) == ("certificate 1", "laten", "nano/gsm8k")
     assert found["items"] == {"tier": "new", "num_items": 4, "num_units": 4}
-    assert (found["seeds"], found["selection_seed"], found["preliminary"]) == ([0, 1], 2, True)
+    assert (found["seeds"], found["selection_seed"], found["preliminary"]) == ([0, 1], SELECTION, True)
     assert found["verdict"] in ("transfer", "tuning", "no_effect", "undecided")
     assert [row["arm"] for row in found["comparisons"]] == ["target", *ARMS[1:]]
     assert [(row["name"], row["unit"]) for row in found["guards"]] == [

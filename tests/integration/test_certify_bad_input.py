@@ -101,7 +101,7 @@ def test_one_unit(refused, data, recipe):
     path = data / "test" / "gsm8k" / "test.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
     asked = recipe(task={"name": "gsm8k", "data": str(data), "prompt_style": "plain"})
-    refused(["gsm8k: the test items of all tiers are about 1 knowledge unit", "two at least"], asked)
+    refused(["the test items of gsm8k that are drawn are about 1 knowledge unit", "two at least"], asked)
 
 
 def test_a_folder_with_another_recipe(pkt, certified, monkeypatch):

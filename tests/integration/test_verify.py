@@ -22,10 +22,12 @@ NAMES = [
     "target weights",
     "recipe",
     "data",
+    "location",
     "scores of target and source",
     *ARMS,
     "verdict",
-    "order",
+    *(f"{arm}, records" for arm in ARMS),
+    "target and source, records",
     "deltas",
     "grades",
 ]

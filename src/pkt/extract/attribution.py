@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 
 from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
-from pkt.files import save_tensors
+from pkt.files import HEADER, save_tensors
 from pkt.models.families import KINDS
 from pkt.models.hooks import record
 from pkt.models.lm import LM
@@ -122,8 +122,9 @@ def attribute(
     cfg = cfg or AttributionConfig()
     key = _key(lm, examples, style, cfg, per_example)
     path = lm.memo / f"attribution-{key[:16]}.safetensors" if lm.memo else None
-    if path and path.is_file():
-        return _read(path)
+    known = _read(path) if path else None
+    if known:
+        return known
     start = time.perf_counter()
     ids = [strip_trailing(encode(e, style, lm.tokenizer, lm.dims.context), lm.tokenizer, e) for e in examples]
     with lm.for_location() as model, torch.no_grad():
@@ -257,10 +258,28 @@ def _write(path: Path, found: Attribution, header: dict[str, str]) -> None:
     tensors = {f"layers.{k}": t for k, t in found.layers.items()} | {
         f"neurons.{k}": t for k, t in found.neurons.items()
     }
-    save_tensors(path, tensors, header)
+    save_tensors(path, tensors, {HEADER: json.dumps(header | {"content": _content(found)}, sort_keys=True)})
 
 
-def _read(path: Path) -> Attribution:
-    with safe_open(path, "pt") as f:
-        layers, neurons = ({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons"))
-        return Attribution(layers, neurons)
+def _read(path: Path) -> Attribution | None:
+    """The scores in a file; nothing if there is none, or if it is not as it was written."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as f:
+            layers, neurons = ({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons"))
+            content = json.loads((f.metadata() or {}).get(HEADER, "{}")).get("content")
+    except (SafetensorError, ValueError):
+        content = None
+    if content is None or content != _content(Attribution(layers, neurons)):
+        log.warning("%s is damaged; made anew", path)
+        return None
+    return Attribution(layers, neurons)
+
+
+def _content(found: Attribution) -> str:
+    total = hashlib.sha256()
+    for part in (found.layers, found.neurons):
+        for k in KINDS:
+            total.update(part[k].contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -21,12 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pkt.errors import DataError, ShapeError
-from pkt.files import save_tensors
+from pkt.files import HEADER, save_tensors
 from pkt.models.lm import LM
 
 FORMAT = "delta 1"
-HEADER = "pkt"
-"""One key holds the whole header: safetensors writes several keys in an order that changes from run to run."""
 
 
 @dataclass(frozen=True)
