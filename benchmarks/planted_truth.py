@@ -32,7 +32,6 @@ from pkt.config import Recipe
 from pkt.errors import UnsupportedModelError
 from pkt.evidence import certify
 from pkt.inject.delta import Delta, Dense, Key, Lines
-from pkt.methods import METHODS
 from pkt.methods.base import MethodConfig, fork, method
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.controls import RandomSource
@@ -48,9 +47,6 @@ from pkt.tasks.sources import task as find_task
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 WHOLE = ("embed", "unembed", "final_norm")
 STYLE = "plain"
-METHODS.targets |= {
-    f"planted_{name}": f"planted_truth:planted_{name}" for name in ("difference", "expansion", "null", "deaf", "harm")
-}
 
 
 class NoOptions(MethodConfig):
@@ -183,7 +179,7 @@ def certificate_of(
             "source": source,
             "target": "nano/target",
             "task": {"name": task, "prompt_style": STYLE},
-            "method": {"name": name},
+            "method": {"name": f"planted_truth:{name}"},
             "evaluate": {"limit": limit},
             "certificate": {"learning_rates": "recipe", "tier": tier, "seeds": seeds, "keep_deltas": False},
             "dtype": "float32",

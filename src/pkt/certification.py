@@ -142,6 +142,8 @@ class Certification:
             if arm in self.absent:
                 raise ConfigError(f"certificate.arms: {arm} is not to be had: {self.absent[arm]}")
         check(run)
+        if run.method.reads_source and not any(arm in SOURCE_ARMS for arm in self.arms):
+            log.warning("no source arm: neither transfer nor tuning can be found")
         for task in (run.task, *self.guard_tasks):
             check_gradable(run, task)
         text = run.guard_text()

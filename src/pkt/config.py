@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pkt.errors import ConfigError
 from pkt.registry import nearest
+from pkt.strict_yaml import read_yaml, read_yaml_file
 
 RECIPES = Path(__file__).parent / "recipes"
 M = TypeVar("M", bound=BaseModel)
@@ -71,7 +72,10 @@ class CertificateSection(Section):
     """How the certificate is made."""
 
     seeds: int = Field(
-        5, ge=2, description="seeds of every arm, from the recipe's on; fewer than 5 give a preliminary verdict"
+        5,
+        ge=2,
+        le=1000,
+        description="seeds of every arm, from the recipe's on; fewer than 5 give a preliminary verdict",
     )
     arms: list[str] | None = Field(
         None, description="control arms; null means all that the method has: see docs/certificate.md"
@@ -87,7 +91,7 @@ class CertificateSection(Section):
         description="grid of a search, as factors on the method's learning rate; extended while the best is at an edge",
     )
     margin: float | None = Field(
-        None, gt=0, description="difference in score that counts as none; null means a tenth of the source's lead"
+        None, gt=0, le=1, description="difference in score that counts as none; null means a tenth of the source's lead"
     )
     perplexity_margin: float = Field(
         0.05, gt=0, description="rise of the guard text's loss that counts as none, in nats per token"
@@ -102,6 +106,17 @@ class CertificateSection(Section):
     )
     keep_deltas: bool = Field(True, description="keep every arm's deltas in the run folder, and not their hashes alone")
     guard_tasks: list[OtherTask] = Field([], description="other tasks on which harm is looked for")
+
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _rates(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for arm, rate in value.items():
+                if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                    raise ValueError(f"{arm} has {rate!r}; expected a learning rate above 0")
+        elif value not in ("search", "recipe"):
+            raise ValueError("expected `search`, `recipe`, or a learning rate for each arm: {arm: value}")
+        return value
 
     @field_validator("factors")
     @classmethod
@@ -129,6 +144,11 @@ class ExportSection(Section):
         description="of the changed tensors: `target` rounds to the target's dtype; `float32`; `auto` takes float32 where "
         "rounding would leave the change with a cosine below 0.99",
     )
+
+
+def _absolute(section: M, key: str) -> M:
+    path = getattr(section, key)
+    return section if path is None else section.model_copy(update={key: str(Path(path).expanduser().absolute())})
 
 
 class Recipe(Section):
@@ -160,58 +180,22 @@ class Recipe(Section):
             raise ValueError("needs a `name`, for example `name: laten`")
         return value
 
+    def with_absolute_paths(self) -> Recipe:
+        """The same with data folders and files that do not depend on the working directory."""
+        certificate = self.certificate
+        wrong = certificate.wrong_task and _absolute(certificate.wrong_task, "data")
+        guards = [_absolute(task, "data") for task in certificate.guard_tasks]
+        return self.model_copy(
+            update={
+                "task": _absolute(self.task, "data"),
+                "evaluate": _absolute(self.evaluate, "perplexity_text"),
+                "certificate": certificate.model_copy(update={"wrong_task": wrong, "guard_tasks": guards}),
+            }
+        )
+
     def to_yaml(self) -> str:
         """The resolved recipe."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, and reads 1e-4 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}); remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(text: str, where: str) -> Any:
-    """Parse YAML strictly.
-
-    Raises:
-        ConfigError: not YAML, or a key stands twice.
-    """
-    try:
-        return yaml.load(text, _StrictLoader)
-    except ConfigError as e:
-        raise ConfigError(f"{where}: {e}") from None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}: not valid YAML{line}: {getattr(e, 'problem', None) or e}") from None
-
-
-def read_yaml_file(path: Path) -> Any:
-    """Parse a YAML file strictly.
-
-    Raises:
-        ConfigError: as `read_yaml`, or the file is not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{path}: not UTF-8 (byte {e.start}); save it as UTF-8") from None
-    return read_yaml(text, str(path))
 
 
 def find_recipe(name: str) -> Path:

@@ -30,7 +30,7 @@ from pkt.inject.delta import Delta
 from pkt.methods.base import MethodConfig
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
-from pkt.run import Run
+from pkt.run import Run, text_digest
 from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
 
@@ -90,20 +90,29 @@ class Jobs:
         run = self.run
         parts: list[Any] = [job.kind, job.arm]
         if job.kind == "model":
-            return key_of(*parts, *(run.source if job.arm == "source" else run.target).identity, *self._scoring)
+            lm = run.source if job.arm == "source" else run.target
+            return key_of(*parts, *lm.identity, *self._scoring(job))
         given = self.setting.wrong_examples
         wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
         parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
         return (
             key_of(*parts, fingerprint(run.task.split("valid")))
             if job.kind == "select"
-            else key_of(*parts, *self._scoring)
+            else key_of(*parts, *self._scoring(job))
         )
 
+    def _scoring(self, job: Job) -> list[Any]:
+        """What decides the scores of a job; guards are scored before and after the real transfer alone."""
+        return [*self._items, *(self._guards if job.arm in (REAL, "target") else [])]
+
     @cached_property
-    def _scoring(self) -> list[Any]:
-        guards = [[t.name, fingerprint(t.split("test"))] for t in self.guard_tasks]
-        return [*self.run.evaluation(), guards]
+    def _items(self) -> list[Any]:
+        return self.run.evaluation()
+
+    @cached_property
+    def _guards(self) -> list[Any]:
+        text = self.run.guard_text()
+        return [text_digest(text), *([task.name, fingerprint(task.split("test"))] for task in self.guard_tasks)]
 
     def options(self, job: Job) -> MethodConfig:
         """The method's options with the learning rate of a job."""

@@ -16,10 +16,15 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 class Registry:
-    """A table of lazy `module:object` targets."""
+    """A table of lazy `module:object` targets.
 
-    def __init__(self, what: str, targets: dict[str, str]) -> None:
-        self.what, self.targets = what, targets
+    Args:
+        what: the kind of thing, for messages.
+        cls: of what a user's own `module:object` must be; None means that there is nothing but the table.
+    """
+
+    def __init__(self, what: str, targets: dict[str, str], cls: str | None = None) -> None:
+        self.what, self.targets, self.cls = what, targets, cls
 
     def names(self) -> list[str]:
         return sorted(self.targets)
@@ -30,7 +35,24 @@ class Registry:
         Raises:
             ConfigError: no such name; says the nearest.
         """
+        if self.cls and ":" in name:
+            return self._own(name, self.cls)
         if name not in self.targets:
             raise ConfigError(f"unknown {self.what} {name!r}; {nearest(name, list(self.targets))}")
-        module, _, attribute = self.targets[name].partition(":")
-        return getattr(import_module(module), attribute)
+        return _load(self.targets[name])
+
+    def _own(self, name: str, cls: str) -> Any:
+        """A user's own, by its module and name."""
+        module, _, attribute = name.partition(":")
+        try:
+            found = getattr(import_module(module), attribute, None)
+        except ImportError as e:
+            raise ConfigError(f"{self.what} {name!r}: {e}; put the folder of its file on PYTHONPATH") from e
+        if not isinstance(found, _load(cls)):
+            raise ConfigError(f"{self.what} {name!r}: {module} has no {cls.partition(':')[2]} of that name")
+        return found
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkt.config import Recipe, read_yaml_file, validate
+from pkt.config import CertificateSection, Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, locked, write_json, write_text
@@ -20,6 +20,7 @@ from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
+from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.base import Example, Task, fingerprint
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None) -> None:
         self.folder, self.machine = folder, machine or Machine()
         self.method, self.options = _method(recipe)
-        resolved = {"name": self.method.name, **self.options.model_dump()}
-        self.recipe = recipe.model_copy(update={"method": resolved})
+        resolved = {"name": recipe.method["name"], **self.options.model_dump()}
+        self.recipe = recipe.with_absolute_paths().model_copy(update={"method": resolved})
         self.stages, self.scores = Stages(folder), Scores(folder)
         self.memo = folder / "neurons"
         self._check_folder()
@@ -195,7 +196,7 @@ class Run:
         self.scores.drop_damaged()
         for arm in arms:
             lm = self._scored(arm)
-            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation())
+            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), text_digest(self.guard_text()))
             self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
@@ -239,7 +240,6 @@ class Run:
         """What decides a model's scores, beside the model."""
         from pkt.evaluation.harness import VERSION as HARNESS
 
-        text = self.guard_text()
         return [
             HARNESS,
             self.task.name,
@@ -248,7 +248,6 @@ class Run:
             self.recipe.evaluate.limit,
             self.recipe.seed,
             self.recipe.dtype,
-            hashlib.sha256(text.encode()).hexdigest() if text else None,
         ]
 
     def certified_key(self) -> str:
@@ -258,7 +257,12 @@ class Run:
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
         data = [fingerprint(self.task.split(name)) for name in splits]
-        return [*self.source.identity, *self.target.identity, self.method.name, self.style, *data]
+        return [*self.source.identity, *self.target.identity, self.method.name, self.method.code, self.style, *data]
+
+
+def text_digest(text: str | None) -> str | None:
+    """Hash of a text, if there is one."""
+    return hashlib.sha256(text.encode()).hexdigest() if text else None
 
 
 def _method(recipe: Recipe) -> tuple[Any, Any]:
@@ -270,13 +274,22 @@ def _method(recipe: Recipe) -> tuple[Any, Any]:
     return method, validate(method.config, options, f"recipe {recipe.name}", "method")
 
 
+def _with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe with the `certificate` section of the folder's certificate, if it has none of its own."""
+    path = folder / "recipe.yaml"
+    if recipe.certificate != CertificateSection() or not path.is_file() or not (folder / "certificate.json").is_file():
+        return recipe
+    before = validate(Recipe, read_yaml_file(path), str(path))
+    return recipe.model_copy(update={"certificate": before.certificate})
+
+
 def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run:
     """All stages, then the summary, the model card and the report."""
     from pkt.checks import check
     from pkt.report.html import write
     from pkt.summary import write_summary
 
-    run = Run(recipe, folder, machine)
+    run = Run(_with_certificate_of(folder, recipe), folder, machine)
     check(run)
     with locked(folder):
         run.start()

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def write_summary(run: Run) -> dict[str, Any]:
     """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out.
 
-    A certificate of another recipe, left from before the recipe was changed, is removed.
+    A certificate of another recipe, left from before the recipe was changed, is moved aside.
     """
     folder = run.folder
     certificate = _certificate(run)
@@ -68,8 +68,9 @@ def _certificate(run: Run) -> dict[str, Any] | None:
         found = {}
     if found.get("hashes", {}).get("recipe") == run.certified_key():
         return found
-    log.warning("%s was of another recipe: removed; `pkt certify` makes it anew", path)
-    path.unlink()
+    aside = path.with_name("certificate.stale.json")
+    log.warning("%s is of another recipe: moved to %s; `pkt certify` makes it anew", path, aside.name)
+    path.replace(aside)
     return None
 
 

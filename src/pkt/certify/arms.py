@@ -73,6 +73,8 @@ def check_names(names: Iterable[str], where: str, *, real: bool = False) -> None
     """Raise ConfigError for a name that is no arm; `real`: the real source is one too."""
     known = [arm for arm in ARMS if real or arm != REAL]
     for name in names:
+        if name == REAL and not real:
+            raise ConfigError(f"{where}: {name} always runs; name control arms only: {', '.join(known)}")
         if name not in known:
             raise ConfigError(f"{where}: unknown arm {name!r}; {nearest(name, known)}")
 

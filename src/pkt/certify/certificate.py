@@ -106,6 +106,8 @@ def judge(
     guards = _guards(evidence.guards, margin, level)
     few = len(real_SI) < SEEDS_FOR_A_VERDICT
     doubts = [*([f"{len(real_SI)} seeds, and not {SEEDS_FOR_A_VERDICT}"] if few else []), *reservations]
+    if lead <= 0:
+        doubts.append("the source has no lead over the target on these items, so there is nothing to transfer")
     return {
         "verdict": found,
         "preliminary": bool(doubts),
@@ -241,7 +243,7 @@ def _reason(
     if reads_source and not sources:
         return f"{change}; no source arm was run, so its cause is open."
     if margin is None:
-        return f"{change}; the source has no lead over the target, so there is no margin: give certificate.margin."
+        return f"{change}; the source has no lead over the target on these items, so there is nothing to transfer and no margin."
     if target.interval(level)[1] < 0:
         return f"{change}: it falls, which is neither transfer nor tuning, and not certainly within the margin of {margin:.3f}."
     if target.interval(level)[0] <= 0:

@@ -39,9 +39,16 @@ class Spread:
         return math.sqrt(total), df
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Two-sided t interval."""
+        """Two-sided t interval.
+
+        Where all differences are equal there is no variance to go by. Then the half width is the largest share of units that
+        could differ by one and yet not be met in `num_units` of them with probability (1 - level) / 2: the rule of three.
+        """
         error, df = self.error_and_df()
-        half = error * float(student.ppf((1 + level) / 2, df)) if error else 0.0
+        if not error:
+            half = min(1.0, -math.log((1 - level) / 2) / self.num_units)
+        else:
+            half = error * float(student.ppf((1 + level) / 2, df))
         return self.mean - half, self.mean + half
 
     def p_value(self) -> float:

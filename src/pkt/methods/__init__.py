@@ -7,4 +7,5 @@ METHODS = Registry(
     {
         "laten": "pkt.methods.laten:laten",
     },
+    cls="pkt.methods.base:Method",
 )

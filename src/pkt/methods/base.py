@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+from pkt.models.checkpoint import file_digest
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -65,6 +69,12 @@ class Method:
     def locate_key(self, cfg: MethodConfig) -> dict[str, Any]:
         """The options that decide what `locate` finds."""
         return cfg.model_dump(include=set(self.locate_options))
+
+    @property
+    def code(self) -> str | None:
+        """Hash of the file of a user's own method, so that a changed method is run again."""
+        file = inspect.getsourcefile(self.function)
+        return None if file is None or self.function.__module__.startswith("pkt.") else file_digest(Path(file))
 
     @property
     def summary(self) -> str:

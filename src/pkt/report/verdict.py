@@ -26,7 +26,6 @@ VERDICTS = {
     "undecided": ("undecided", "The rules for transfer, for tuning and for no effect are all unmet so far."),
 }
 """Name and meaning."""
-_HARM = {True: "harm", False: "no harm seen", None: "harm: not asked"}
 _LOCATION = {
     "mattered": "Location mattered.",
     "did_not_matter": "Location did not matter.",
@@ -46,9 +45,10 @@ def verdict_lines(certificate: Mapping[str, Any]) -> list[str]:
     said = {
         f"verdict: {name}{early}": certificate["reason"],
         "": _needed(certificate),
-        _HARM[certificate["harm"]]: _harmed(certificate),
-        "gain due to the source": _gain(certificate),
+        _harm(certificate): _harmed(certificate),
+        "source-attributable gain": _gain(certificate),
         "location": _location(certificate),
+        "measured on": _basis(certificate),
     }
     return [f"{key}: {text}" if key else text for key, text in said.items() if text]
 
@@ -91,7 +91,7 @@ def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[st
         "name": name,
         "meaning": meaning,
         "preliminary": _preliminary(certificate),
-        "harm": _HARM[certificate["harm"]],
+        "harm": _harm(certificate),
         "harmed": _harmed(certificate),
         "needed": _needed(certificate),
         "gain": _gain(certificate),
@@ -110,15 +110,32 @@ def _preliminary(certificate: Mapping[str, Any]) -> str:
     return f"Preliminary, for: {'; '.join(certificate.get('preliminary_for') or ['fewer than 5 seeds'])}."
 
 
+def _harm(certificate: Mapping[str, Any]) -> str:
+    """The flag, in two words or three."""
+    if certificate["harm"] is None:
+        return "harm: not asked"
+    if certificate["harm"]:
+        return "harm"
+    return "harm not excluded" if _open(certificate) else "no harm"
+
+
+def _open(certificate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Guards that may have fallen by more than their margin, for all that is known."""
+    return [row for row in certificate["guards"] if row["margin"] is not None and row["low"] <= -row["margin"]]
+
+
 def _harmed(certificate: Mapping[str, Any]) -> str:
-    """Which guards fell, or that none did."""
+    """Which guards fell, or may have fallen, or that none did."""
     guards = certificate["guards"]
     if certificate["harm"] is None:
         return "No guard was tested, so nobody can tell whether the change did harm elsewhere."
     fallen = [f"{row['name']} by {abs(row['mean']):.3f}" for row in guards if row["harmed"]]
     if fallen:
         return f"Worse by more than the margin: {', '.join(fallen)}."
-    return f"Of {count(len(guards), 'guard')} none fell by more than its margin beyond doubt."
+    if unknown := _open(certificate):
+        shown = ", ".join(f"{row['name']} {signed(row['mean'])} {interval(row['low'], row['high'])}" for row in unknown)
+        return f"A fall by more than the margin is neither certain nor excluded: {shown}."
+    return f"{count(len(guards), 'guard')} within {'its' if len(guards) == 1 else 'their'} margin."
 
 
 def _needed(certificate: Mapping[str, Any]) -> str:
