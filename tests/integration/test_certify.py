@@ -189,14 +189,16 @@ def test_deltas_wanted_later_are_made(certified):
     assert failed(certified) == []
 
 
-def test_another_recipe_in_the_folder_removes_the_certificate(certified, caplog):
+def test_another_recipe_in_the_folder_moves_the_certificate_aside(certified, caplog):
     same = small_recipe(evaluate={"limit": 4, "arms": []})
     execute(same, certified, ONE_PROCESS)
     assert (certified / "certificate.json").is_file()
-    assert "was of another recipe" not in caplog.text
+    assert "is of another recipe" not in caplog.text
+    assert "learning_rates: search" in (certified / "recipe.yaml").read_text()
     execute(same.model_copy(update={"method": {**same.method, "steps": 1}}), certified, ONE_PROCESS)
     assert not (certified / "certificate.json").exists()
-    assert "certificate.json was of another recipe: removed; `pkt certify` makes it anew" in caplog.text
+    assert "certificate.json is of another recipe: moved to certificate.stale.json" in caplog.text
+    assert (certified / "certificate.stale.json").is_file()
 
 
 def test_a_source_that_is_the_target_has_no_lead(tmp_path, monkeypatch):
@@ -204,10 +206,10 @@ def test_a_source_that_is_the_target_has_no_lead(tmp_path, monkeypatch):
     found = make(tmp_path / "out", source="nano/target", certificate={"learning_rates": "recipe"})
     assert (found["lead"], found["margin"]) == (0.0, None)
     assert found["verdict"] == "undecided"
-    assert "give certificate.margin" in found["reason"]
+    assert "nothing to transfer" in found["reason"]
     assert {row["name"]: row["harmed"] for row in found["guards"]}["known"] is None
     assert failed(tmp_path / "out") == []
-    assert "give certificate.margin" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "nothing to transfer" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_dry_run_lists_the_arms_and_writes_nothing(pkt, tmp_path, monkeypatch):

@@ -83,7 +83,9 @@ def test_what_a_method_lacks():
         return {arm: reason for arm in ARMS if arm != REAL and (reason := missing(method, arm, has_wrong_task=True))}
 
     assert lacks() == {}
-    assert lacks(no_source=None) == {"no_source": "laten does nothing without a source"}
+    assert lacks(no_source=None, learning_rate=None) == {"no_source": "laten does nothing without a source"}
+    with pytest.raises(TypeError, match="declare `no_source`, or say in `without` why it has none"):
+        lacks(no_source=None)
     assert lacks(random_neurons=None) == {"random_neurons": "laten chooses no neurons"}
     assert lacks(locate=None) == {"wrong_task": "laten locates nothing"}
     assert lacks(without={"self_source": "no reason"}) == {"self_source": "no reason"}

@@ -31,7 +31,7 @@ def refused(pkt, tmp_path, monkeypatch):
     ("overrides", "parts"),
     [
         (["certificate.arms=[random_sauce]"], ["certificate.arms: unknown arm 'random_sauce'", "'random_source'?"]),
-        (["certificate.arms=[real_source]"], ["certificate.arms: unknown arm 'real_source'"]),
+        (["certificate.arms=[real_source]"], ["certificate.arms: real_source always runs"]),
         (["certificate.arms=random_source"], ["certificate.arms", "valid list"]),
         (["certificate.tier=old"], ["certificate.tier: nano/mmlu has no tier 'old'", "new"]),
         (["certificate.wrong_task=nano/mmlu"], ["certificate.wrong_task is 'nano/mmlu', the task itself"]),

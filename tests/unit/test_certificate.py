@@ -207,7 +207,10 @@ def test_without_a_lead_there_is_no_margin():
     for source in (0.1, 0.05):
         found = judged(arms, source=source)
         assert (found["margin"], found["verdict"]) == (None, "undecided")
-        assert "give certificate.margin" in found["reason"]
+        assert "there is nothing to transfer and no margin" in found["reason"]
+        assert found["preliminary_for"] == [
+            "the source has no lead over the target on these items, so there is nothing to transfer"
+        ]
         assert "unknown" in found["rule"]
     found = judged(arms, source=0.05, margin=0.1)
     assert (found["margin"], found["verdict"]) == (0.1, "tuning")

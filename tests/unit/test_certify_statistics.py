@@ -113,12 +113,17 @@ def test_p_value_agrees_with_the_interval(mean, of_seeds, of_units, num_seeds, n
     assert (found.p_above(0.1) < 0.025) == (high < 0.1) or abs(found.p_above(0.1) - 0.025) < 1e-9
 
 
-def test_without_variance_there_is_no_doubt():
+def test_without_variance_the_rule_of_three_stands_in():
     zero = np.zeros((3, 4))
     same, other = spread(zero, zero, list("abcd")), spread(zero + 0.25, zero, list("abcd"))
-    assert same.interval(0.95) == (0.0, 0.0)
+    half = -math.log(0.025) / 4
+    assert same.interval(0.95) == pytest.approx((-half, half))
+    assert (1 - half) ** 4 < 0.025  # a share of units as large as this is met
+    wide = np.zeros((3, 200))
+    assert spread(wide, wide, [str(i) for i in range(200)]).interval(0.95)[1] == pytest.approx(3.69 / 200, abs=1e-4)
+    assert spread(zero, zero, list("abcd"), is_score=False).interval(0.95) == (0.0, 0.0)
     assert same.p_value() == 1.0
-    assert other.interval(0.95) == (0.25, 0.25)
+    assert other.interval(0.95) == pytest.approx((0.25 - half, 0.25 + half))
     assert other.p_value() == 0.0
     assert (other.p_above(0.25), other.p_above(0.26)) == (1.0, 0.0)
     assert other.error_and_df() == (0.0, math.inf)

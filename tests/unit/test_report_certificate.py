@@ -82,7 +82,7 @@ def test_verdicts(folder: Path, found: dict[str, Any], verdict: str, title: str,
     assert found["reason"] in text
     assert "reliminary" not in text
     assert verdict_lines(found)[0] == f"verdict: {title.removeprefix('Verdict: ')}: {found['reason']}"
-    assert any(line.startswith("no harm seen: Of 2 guards") for line in verdict_lines(found))
+    assert "no harm: 2 guards within their margin." in verdict_lines(found)
 
 
 def test_tuning_of_a_method_that_reads_no_source(found: dict[str, Any]) -> None:
@@ -103,7 +103,11 @@ def test_preliminary(folder: Path, found: dict[str, Any]) -> None:
     ("harm", "badge", "sentence"),
     [
         (True, ">harm</span>", "Worse by more than the margin: known by 0.200."),
-        (False, ">no harm seen</span>", "Of 2 guards none fell by more than its margin beyond doubt."),
+        (
+            False,
+            ">harm not excluded</span>",
+            "A fall by more than the margin is neither certain nor excluded: known −0.200 [−0.250, −0.150].",
+        ),
         (None, ">harm: not asked</span>", "No guard was tested"),
     ],
 )
@@ -138,12 +142,12 @@ def test_undecided_says_what_is_needed(found: dict[str, Any], needed: Any, says:
 
 def test_gain_location_and_basis(folder: Path, found: dict[str, Any]) -> None:
     text = words(page_of(folder, found))
-    assert "gain due to the source−0.004 [−0.020, +0.012], measured against self_source" in text
+    assert "source-attributable gain−0.004 [−0.020, +0.012], measured against self_source" in text
     assert "Location did not matter. Random neurons did as well." in text
     assert "300 items of 100 units (tier new), 5 seeds (0, 1, 2, 3, 4), margin 0.093" in text
     found.update(gain=None, location=None, lead=None)
     text = words(page_of(folder, found))
-    assert "gain due to the source" not in text
+    assert "source-attributable" not in text
     assert "Location" not in text
     assert "None" not in text
 

@@ -177,7 +177,10 @@ def _comparisons(differences: Mapping[str, Spread], level: float) -> list[dict[s
 
 def _guards(guards: Sequence[Guard], margin: float | None, level: float) -> list[dict[str, Any]]:
     """One row per guard. Without a margin there is no test; Holm's correction runs over those that are tested."""
-    spreads = [spread(g.real, np.broadcast_to(g.target, g.real.shape), g.units, g.weights) for g in guards]
+    spreads = [
+        spread(g.real, np.broadcast_to(g.target, g.real.shape), g.units, g.weights, is_score=g.unit == "score")
+        for g in guards
+    ]
     margins = [g.margin or margin for g in guards]
     tested = [i for i, m in enumerate(margins) if m is not None]
     p_values = {i: spreads[i].p_above(-(margins[i] or 0)) for i in tested}

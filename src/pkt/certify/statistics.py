@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -24,10 +24,12 @@ class Spread:
     unit_variance: float
     num_seeds: int
     num_units: int
+    is_score: bool = True
+    """Of items in [0, 1], and not in some other unit."""
 
     def scaled(self, num_seeds: int, num_units: int) -> Spread:
         """The same with other numbers of seeds and units, as if mean and variances stayed."""
-        return Spread(self.mean, self.seed_variance, self.unit_variance, num_seeds, num_units)
+        return replace(self, num_seeds=num_seeds, num_units=num_units)
 
     def error_and_df(self) -> tuple[float, float]:
         """Standard error, and Satterthwaite's degrees of freedom."""
@@ -41,12 +43,12 @@ class Spread:
     def interval(self, level: float) -> tuple[float, float]:
         """Two-sided t interval.
 
-        Where all differences are equal there is no variance to go by. Then the half width is the largest share of units that
-        could differ by one and yet not be met in `num_units` of them with probability (1 - level) / 2: the rule of three.
+        Where all differences of scores are equal there is no variance to go by. Then the half width is the largest share of units
+        that could differ by one and yet not be met in `num_units` of them with probability (1 - level) / 2: the rule of three.
         """
         error, df = self.error_and_df()
         if not error:
-            half = min(1.0, -math.log((1 - level) / 2) / self.num_units)
+            half = min(1.0, -math.log((1 - level) / 2) / self.num_units) if self.is_score else 0.0
         else:
             half = error * float(student.ppf((1 + level) / 2, df))
         return self.mean - half, self.mean + half
@@ -66,7 +68,12 @@ class Spread:
 
 
 def spread(
-    one_SI: np.ndarray, two_SI: np.ndarray, units: Sequence[str], weights: Sequence[float] | None = None
+    one_SI: np.ndarray,
+    two_SI: np.ndarray,
+    units: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    is_score: bool = True,
 ) -> Spread:
     """The mean of `one - two`.
 
@@ -81,7 +88,7 @@ def spread(
     by_seed_S = differences_SI @ weight_I / weight_I.sum()
     mean, error = mean_and_error(differences_SI.mean(0).tolist(), units, weight_I.tolist())
     num_units = len(set(units))
-    return Spread(mean, float(by_seed_S.var(ddof=1)), error**2 * num_units, len(by_seed_S), num_units)
+    return Spread(mean, float(by_seed_S.var(ddof=1)), error**2 * num_units, len(by_seed_S), num_units, is_score)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
