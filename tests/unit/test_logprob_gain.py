@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pkt.extract import logprob_gain
@@ -69,9 +69,13 @@ def test_equals_the_one_neuron_loop_in_float64(size):
     st.sampled_from([1e-4, 0.05, 0.5]),
     st.integers(0, 999),
 )
+@example(2, 8, 16, 30, 0.5, 572)
+@example(2, 7, 19, 44, 0.5, 737)  # takes 0.9975 of the base distribution's mass away: log1p alone would be off by 4e-4
 def test_any_shape(examples, width, neurons, vocabulary, size, seed):
     p = problem(examples, width, neurons, vocabulary, size, seed)
-    torch.testing.assert_close(fast(p).double(), one_by_one(p), rtol=1e-4, atol=3e-7)
+    # in float32 logits of 20 are known to 2e-6, and so are probabilities; it shows where a neuron changes them by as much as 1
+    atol = 1e-5 if size == 0.5 else 3e-7
+    torch.testing.assert_close(fast(p).double(), one_by_one(p), rtol=1e-4, atol=atol)
 
 
 def test_tiny_scores_keep_their_order():

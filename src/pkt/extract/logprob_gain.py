@@ -39,8 +39,8 @@ TILE = 512
 
 TERMS = 8
 REACH = 0.4
-SUNK = -0.999
-"""Below this sum the edited distribution keeps less than a thousandth of the base one's mass where that lay."""
+SUNK = -0.5
+"""Below this sum log1p magnifies the rounding of probabilities: the edited distribution has left where the base one's mass lay."""
 
 
 class Lens:
