@@ -62,6 +62,10 @@ class AttributionConfig(BaseModel):
     )
 
 
+VERSION = 2
+"""Of the scores: raise it when they change for the same inputs."""
+
+
 @dataclass(frozen=True)
 class Attribution:
     """Scores of all layers and neurons, in nats.
@@ -250,7 +254,7 @@ def _weight(model: PreTrainedModel, path: str, device: str) -> Tensor:
 
 
 def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, per_example: bool) -> str:
-    parts = [1, *lm.identity, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
+    parts = [VERSION, *lm.identity, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

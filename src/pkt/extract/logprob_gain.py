@@ -17,9 +17,8 @@ Written with `d_v = s a (U g w)_v`, the change of logit v, and `p = softmax(U (s
    so the exponentials of V entries for every example and neuron become `TERMS` small matrix products for all examples.
    Cut after n = `TERMS`, its error is below x^(n+1) / (n+1)! / (1 - x / (n+2)) with x = max_v |c P_v|: under 1e-9 for
    x <= `REACH`.
-3. The other neurons, few in practice, are summed with expm1 itself. Where even that overflows, or comes so near to -1
-   that the logarithm loses digits, the answer changes by many nats and the plain difference of two log-probabilities is
-   exact enough.
+3. The other neurons, few in practice, are summed with expm1 itself. Where even that overflows, or falls below `SUNK`, where the
+   logarithm loses digits, the answer changes by much and the plain difference of two log-probabilities is exact enough.
 4. A first pass over the vocabulary gives the log-sum-exp of the base logits, a second one the moments; neither keeps more
    than one tile.
 
