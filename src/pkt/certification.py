@@ -248,6 +248,9 @@ class Certification:
         results = [(job, record) for job, record in found if record is not None]
         start = time.perf_counter()
         todo = [job for job, record in found if record is None]
+        if todo:
+            what = "learning rates to try" if todo[0].kind == "select" else "runs and models to score"
+            log.info("%d %s, %d done before", len(todo), what, len(results))
         for i, (job, record) in enumerate(pool.run(todo)):
             what = {"select": f"lr {job.lr or 0:g}", "transfer": f"seed {job.seed}", "model": "model"}[job.kind]
             log.info("%s, %s: %d of %d, %.0f s", job.arm, what, i + 1, len(todo), time.perf_counter() - start)
