@@ -73,9 +73,10 @@ def _machine(device: str, batch_size: int = 64, workers: int = 0) -> Machine:
 
 def _run(recipe: str, folder: Path, overrides: list[str] | None, device: str, batch_size: int = 64) -> Run:
     from pkt.config import load_recipe
-    from pkt.run import Run
+    from pkt.run import Run, with_certificate_of
 
-    return Run(load_recipe(recipe, overrides or ()), folder, _machine(device, batch_size))
+    asked = with_certificate_of(folder, load_recipe(recipe, overrides or ()))
+    return Run(asked, folder, _machine(device, batch_size))
 
 
 def _resume(folder: Path, device: str, batch_size: int = 64) -> Run:

@@ -168,6 +168,8 @@ def _arm(made: Certification, arm: str, found: Evidence) -> dict[str, Any]:
     """What was done for an arm, from its records."""
     path = made.folder / arm / "learning_rate.json"
     rate = read_record(path)
+    if not rate:
+        raise DataError(f"{path}: missing or damaged; run `pkt certify` again, what is done is kept")
     row = {"arm": arm, "kind": kind(arm), "what": ARMS[arm], "reason": None}
     row |= {key: rate[key] for key in ("lr", "lr_from", "curve", "at_edge")}
     records = _records(made, row)

@@ -135,6 +135,7 @@ class Jobs:
     def work(self, job: Job) -> dict[str, Any]:
         """Do a job and write its record."""
         reset_peak()
+        key = self.key(job)
         start, started = time.perf_counter(), now()
         what: dict[str, Callable[[Job], dict[str, Any]]] = {
             "select": self._select,
@@ -145,8 +146,9 @@ class Jobs:
             made = what[job.kind](job)
         except (TrainingError, UnsupportedModelError) as e:
             at = f", seed {job.seed}, learning rate {job.lr:g}" if job.lr is not None else ""
-            raise type(e)(f"{job.arm}{at}: {e}; with certificate.learning_rates arms get other rates") from e
-        record = {"key": self.key(job), "arm": job.arm, "lr": job.lr, "seed": job.seed, **made}
+            hint = "; with certificate.learning_rates arms get other rates" if isinstance(e, TrainingError) else ""
+            raise type(e)(f"{job.arm}{at}: {e}{hint}") from e
+        record = {"key": key, "arm": job.arm, "lr": job.lr, "seed": job.seed, **made}
         record |= {
             "started": started,
             "finished": now(),
@@ -175,7 +177,7 @@ class Jobs:
         examples = encode_all(run.task.split("valid"), run.style, run.target, loss_on_prompt=False)
         with run.target.loaded() as model, injected(model, delta):
             loss = mean_loss(model, run.target, examples, VALIDATION_BATCH)
-        return {"loss": loss if loss == loss else None}
+        return {"loss": loss if math.isfinite(loss) else None}
 
     def _transfer(self, job: Job) -> dict[str, Any]:
         delta = self.delta(job)

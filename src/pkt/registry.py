@@ -46,7 +46,7 @@ class Registry:
         module, _, attribute = name.partition(":")
         try:
             found = getattr(import_module(module), attribute, None)
-        except ImportError as e:
+        except (ImportError, ValueError, TypeError, SyntaxError) as e:
             raise ConfigError(f"{self.what} {name!r}: {e}; put the folder of its file on PYTHONPATH") from e
         if not isinstance(found, _load(cls)):
             raise ConfigError(f"{self.what} {name!r}: {module} has no {cls.partition(':')[2]} of that name")

@@ -256,8 +256,19 @@ class Run:
 
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
+        from pkt.extract.attribution import VERSION as ATTRIBUTION
+
         data = [fingerprint(self.task.split(name)) for name in splits]
-        return [*self.source.identity, *self.target.identity, self.method.name, self.method.code, self.style, *data]
+        locator = ATTRIBUTION if self.method.locate is not None else None
+        return [
+            *self.source.identity,
+            *self.target.identity,
+            self.method.name,
+            self.method.code,
+            locator,
+            self.style,
+            *data,
+        ]
 
 
 def text_digest(text: str | None) -> str | None:
@@ -274,12 +285,15 @@ def _method(recipe: Recipe) -> tuple[Any, Any]:
     return method, validate(method.config, options, f"recipe {recipe.name}", "method")
 
 
-def _with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
+def with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
     """The recipe with the `certificate` section of the folder's certificate, if it has none of its own."""
     path = folder / "recipe.yaml"
     if recipe.certificate != CertificateSection() or not path.is_file() or not (folder / "certificate.json").is_file():
         return recipe
-    before = validate(Recipe, read_yaml_file(path), str(path))
+    try:
+        before = validate(Recipe, read_yaml_file(path), str(path))
+    except ConfigError:  # of another version: it is written anew
+        return recipe
     return recipe.model_copy(update={"certificate": before.certificate})
 
 
@@ -289,7 +303,7 @@ def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run
     from pkt.report.html import write
     from pkt.summary import write_summary
 
-    run = Run(_with_certificate_of(folder, recipe), folder, machine)
+    run = Run(with_certificate_of(folder, recipe), folder, machine)
     check(run)
     with locked(folder):
         run.start()

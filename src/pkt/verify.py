@@ -63,8 +63,8 @@ def verify(folder: Path, machine: Machine | None = None) -> list[Check]:
         ]
     except DataError as e:
         return [Check("files", False, str(e))]
-    except (KeyError, TypeError, AttributeError, IndexError) as e:
-        return [Check("files", False, f"a record or a score line lacks a part ({type(e).__name__}: {e})")]
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
+        return [Check("files", False, f"a record or a score line is not what it should be ({type(e).__name__}: {e})")]
 
 
 def _compare(stated: dict[str, Any], found: dict[str, Any]) -> Iterator[Check]:
@@ -135,13 +135,31 @@ def _arm(made: Certification, row: dict[str, Any]) -> Check:
     tried = {job.lr: record["loss"] for job, record in found if job.kind == "select"}
     if tried != {point["lr"]: point["loss"] for point in row["curve"]}:
         return Check(name, False, "the curve of its learning rates is not that of its records")
-    if tried and row["lr"] != Search(0, (), {lr: math.inf if x is None else x for lr, x in tried.items() if lr}).best():
-        return Check(name, False, f"its learning rate {row['lr']:g} is not the best of its curve")
+    wrong = _wrong_rate(made, row)
+    if wrong:
+        return Check(name, False, wrong)
     decided = max([record["finished"] for job, record in found if job.kind == "select"], default="")
     for job, record in found:
         if job.kind == "transfer" and record["started"] < min(rate["fixed"], decided):
             return Check(name, False, f"seed {job.seed} was scored before the learning rate was fixed")
     return Check(name, True, "of this recipe; learning rate fixed before a test item was seen")
+
+
+def _wrong_rate(made: Certification, row: dict[str, Any]) -> str | None:
+    """What is wrong with an arm's learning rate, given the recipe and the curve."""
+    arm, rates, option = row["arm"], made.cfg.learning_rates, made.run.method.learning_rate
+    centre = getattr(made.run.options, option) if option else None
+    if arm not in made.searched:
+        meant = rates.get(arm, centre) if isinstance(rates, dict) else centre
+        right = row["lr"] == meant and not row["curve"] and not row["at_edge"]
+        return None if right else f"its learning rate {row['lr']} is not that of the recipe, {meant}"
+    losses = {point["lr"]: math.inf if point["loss"] is None else point["loss"] for point in row["curve"]}
+    search = Search(float(centre or 0), made.cfg.factors, losses)
+    if search.wanted():
+        return "the search for its learning rate is not finished"
+    if search.best() != row["lr"]:
+        return f"its learning rate {row['lr']:g} is not the best of its curve"
+    return None if search.at_edge() == row["at_edge"] else "its learning rate is said to be where it is not"
 
 
 def _models(made: Certification) -> Check:

@@ -42,10 +42,15 @@ def test_it_is_certified_and_verified(own, tmp_path):
     assert [check.name for check in checks if check.holds is False] == []
 
 
-def test_a_changed_method_is_run_again(own, tmp_path):
-    first = Run(recipe("crop_method:crop"), tmp_path / "out", ONE_PROCESS).inputs()
+def test_a_changed_method_is_run_again(own, tmp_path, monkeypatch):
+    def inputs():
+        return Run(recipe("crop_method:crop"), tmp_path / "out", ONE_PROCESS).inputs()
+
+    first = inputs()
     own.write_text(own.read_text() + "\n# changed\n")
-    assert Run(recipe("crop_method:crop"), tmp_path / "out", ONE_PROCESS).inputs() != first
+    assert inputs() == first  # what is loaded is what ran
+    monkeypatch.delitem(sys.modules, "crop_method")
+    assert inputs() != first
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,11 @@ def test_without_variance_the_rule_of_three_stands_in():
     assert spread(zero, zero, list("abcd"), is_score=False).interval(0.95) == (0.0, 0.0)
     assert same.p_value() == 1.0
     assert other.interval(0.95) == pytest.approx((0.25 - half, 0.25 + half))
-    assert other.p_value() == 0.0
-    assert (other.p_above(0.25), other.p_above(0.26)) == (1.0, 0.0)
+    assert other.p_value() == pytest.approx(2 * math.exp(-4 * 0.25))
+    assert (other.p_above(0.25), other.p_above(0.26)) == (1.0, pytest.approx(math.exp(-4 * 0.01)))
+    for mean in (0.9 * half, 1.1 * half):  # p-value and interval agree
+        found = spread(zero + mean, zero, list("abcd"))
+        assert (found.p_value() < 0.05) == (found.interval(0.95)[0] > 0) == (mean > half)
     assert other.error_and_df() == (0.0, math.inf)
 
 

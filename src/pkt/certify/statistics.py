@@ -55,16 +55,21 @@ class Spread:
 
     def p_value(self) -> float:
         """Two-sided p-value of no difference."""
-        if not self.error_and_df()[0]:
-            return float(self.mean == 0)
-        return min(1.0, 2 * min(self.p_above(0.0), 1 - self.p_above(0.0)))
+        error, df = self.error_and_df()
+        if not error:
+            return min(1.0, 2 * self._met(abs(self.mean)))
+        return 2 * float(student.sf(abs(self.mean) / error, df))
 
     def p_above(self, bound: float) -> float:
         """One-sided p-value of a true difference of at least `bound`: small if the mean lies far below it."""
         error, df = self.error_and_df()
         if not error:
-            return 1.0 if self.mean >= bound else 0.0
+            return self._met(max(0.0, bound - self.mean))
         return float(student.cdf((self.mean - bound) / error, df))
+
+    def _met(self, distance: float) -> float:
+        """How likely a truth at this distance gives differences that are all equal: the rule of three, as in `interval`."""
+        return math.exp(-self.num_units * distance) if self.is_score else float(distance == 0)
 
 
 def spread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +62,7 @@ class Method:
     """The option that holds its learning rate, if it trains."""
 
     def __post_init__(self) -> None:
+        _ = self.code  # of the files as they are imported, whatever is written into them later
         if self.reads_source and self.learning_rate and not self.no_source and "no_source" not in self.without:
             raise TypeError(
                 f"method {self.name} trains on what it reads: declare `no_source`, or say in `without` why it has none"
@@ -70,11 +72,12 @@ class Method:
         """The options that decide what `locate` finds."""
         return cfg.model_dump(include=set(self.locate_options))
 
-    @property
-    def code(self) -> str | None:
-        """Hash of the file of a user's own method, so that a changed method is run again."""
-        file = inspect.getsourcefile(self.function)
-        return None if file is None or self.function.__module__.startswith("pkt.") else file_digest(Path(file))
+    @cached_property
+    def code(self) -> list[str]:
+        """Hashes of the files of a user's own method, so that a changed method is run again."""
+        own = (self.function, self.requires, self.locate, self.no_source)
+        files = {inspect.getsourcefile(f) for f in own if inspect.isfunction(f) and not f.__module__.startswith("pkt.")}
+        return [file_digest(Path(file)) for file in sorted(filter(None, files))]
 
     @property
     def summary(self) -> str:

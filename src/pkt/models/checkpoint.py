@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NANO = Path(__file__).parents[1] / "nano" / "models"
-TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "tokenizer.model", "chat_template*")
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*")
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
@@ -161,7 +161,7 @@ class Checkpoint:
     def tokenizer_digest(self) -> str:
         """SHA-256 over the names and contents of the tokenizer's files."""
         total = hashlib.sha256()
-        for path in sorted({p for pattern in TOKENIZER_FILES for p in self.folder.glob(pattern)}):
+        for path in sorted({p for pattern in TOKENIZER_FILES for p in self.folder.glob(pattern) if p.is_file()}):
             total.update(f"{path.name} {file_digest(path)}\n".encode())
         return total.hexdigest()
 

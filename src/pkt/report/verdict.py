@@ -135,7 +135,10 @@ def _harmed(certificate: Mapping[str, Any]) -> str:
     if unknown := _open(certificate):
         shown = ", ".join(f"{row['name']} {signed(row['mean'])} {interval(row['low'], row['high'])}" for row in unknown)
         return f"A fall by more than the margin is neither certain nor excluded: {shown}."
-    return f"{count(len(guards), 'guard')} within {'its' if len(guards) == 1 else 'their'} margin."
+    tested = [row for row in guards if row["harmed"] is not None]
+    rest = [row["name"] for row in guards if row["harmed"] is None]
+    without = f" Not tested, for want of a margin: {', '.join(rest)}." if rest else ""
+    return f"{count(len(tested), 'guard')} within {'its' if len(tested) == 1 else 'their'} margin.{without}"
 
 
 def _needed(certificate: Mapping[str, Any]) -> str:
