@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from certified_folders import ARMS, ONE_PROCESS, edit, failed, lines
+from certified_folders import ARMS, ONE_PROCESS, edit, failed, lines, read
 
 from pkt.errors import ConfigError, PktError
 from pkt.jobs import Jobs
@@ -151,6 +151,16 @@ def test_an_edited_recipe(certified, old, new):
 def test_an_arm_scored_before_its_rate_was_fixed(certified):
     edit(certified / "arms" / "random_source" / "seed-1.json", lambda record: record.update(started="2000-01-01"))
     assert failed(certified) == ["random_source, records"]
+
+
+def test_a_rate_that_is_not_the_recipes(certified):
+    path = certified / "arms" / "no_source" / "learning_rate.json"
+    edit(path, lambda record: record.update(curve=[]))
+    assert {"no_source", "verdict", "no_source, records"} == set(failed(certified))
+    recipe = certified / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rates: search", "learning_rates: recipe"))
+    lr = read(path)["lr"]
+    assert any(f"learning rate {lr} is not that of the recipe" in text for text in complaints(certified))
 
 
 def test_a_record_of_another_recipe(certified):
