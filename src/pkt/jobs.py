@@ -22,6 +22,7 @@ from pkt.align.alignment import encode_all, mean_loss
 from pkt.certify.arms import REAL, Setting, transfer
 from pkt.environment import code
 from pkt.errors import TrainingError, UnsupportedModelError
+from pkt.evaluation.guard import text_digest
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
 from pkt.files import write_json, write_text
@@ -30,7 +31,7 @@ from pkt.inject.delta import Delta
 from pkt.methods.base import MethodConfig
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
-from pkt.run import Run, text_digest
+from pkt.run import Run
 from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
 
@@ -224,19 +225,15 @@ class Jobs:
             lines += [{k: v for k, v in line.items() if k != "prompt"} for line in scored]
         text = run.guard_text() if guards else None
         if text:
-            found = [
-                (n, -loss / n if math.isfinite(loss) else BROKEN)
-                for n, loss in window_losses(model, lm.tokenizer, text)
-            ]
             lines += [
                 {
                     "task": GUARD_TEXT,
                     "id": f"window {i}",
                     "unit": f"window {i}",
                     "tier": "",
-                    "score": score,
+                    "score": -loss / count if math.isfinite(loss) else BROKEN,
                     "weight": count,
                 }
-                for i, (count, score) in enumerate(found)
+                for i, (count, loss) in enumerate(window_losses(model, lm.tokenizer, text))
             ]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -190,13 +189,16 @@ class Run:
 
     def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
+        from pkt.evaluation.guard import text_digest
+
         arms = self.recipe.evaluate.arms
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
         self.scores.drop_damaged()
+        digest = text_digest(self.guard_text())
         for arm in arms:
             lm = self._scored(arm)
-            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), text_digest(self.guard_text()))
+            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), digest)
             self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
@@ -222,19 +224,9 @@ class Run:
 
     def guard_text(self) -> str | None:
         """Text on which perplexity is measured, if there is one."""
-        path = self.recipe.evaluate.perplexity_text
-        if path:
-            if not Path(path).is_file():
-                raise DataError(f"evaluate.perplexity_text: no file {path}")
-            try:
-                return Path(path).read_text(encoding="utf-8")
-            except UnicodeDecodeError as e:
-                raise DataError(f"evaluate.perplexity_text: {path} is not UTF-8 (byte {e.start}); convert it") from None
-        if is_nano(self.task.name):
-            from pkt.nano.world import neutral_lines
+        from pkt.evaluation.guard import guard_text
 
-            return "\n".join(neutral_lines("guard", 400))
-        return None
+        return guard_text(self.recipe.evaluate.perplexity_text, is_nano=is_nano(self.task.name))
 
     def evaluation(self) -> list[Any]:
         """What decides a model's scores, beside the model."""
@@ -269,11 +261,6 @@ class Run:
             self.style,
             *data,
         ]
-
-
-def text_digest(text: str | None) -> str | None:
-    """Hash of a text, if there is one."""
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
 
 
 def _method(recipe: Recipe) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from certified_folders import ARMS, ONE_PROCESS, failed, lines, make, read, small_recipe, times, written
 from run_folders import temporaries
 
@@ -199,6 +200,16 @@ def test_another_recipe_in_the_folder_moves_the_certificate_aside(certified, cap
     assert not (certified / "certificate.json").exists()
     assert "certificate.json is of another recipe: moved to certificate.stale.json" in caplog.text
     assert (certified / "certificate.stale.json").is_file()
+
+
+def test_locating_again_keeps_the_section_of_the_certificate(certified, pkt, tmp_path):
+    before = (certified / "recipe.yaml").read_text()
+    plain = yaml.safe_load(before)
+    del plain["certificate"]
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(plain))
+    assert pkt("locate", tmp_path / "plain.yaml", "--out", certified).code == 0
+    assert (certified / "recipe.yaml").read_text() == before
+    assert failed(certified) == []
 
 
 def test_a_source_that_is_the_target_has_no_lead(tmp_path, monkeypatch):

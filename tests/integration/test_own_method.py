@@ -59,6 +59,7 @@ def test_a_changed_method_is_run_again(own, tmp_path, monkeypatch):
         ("no_such_module:crop", "No module named 'no_such_module'; put the folder of its file on PYTHONPATH"),
         ("crop_method:cropp", "crop_method has no Method of that name"),
         ("json:dumps", "json has no Method of that name"),
+        (":crop", "Empty module name"),
     ],
 )
 def test_what_is_no_method(own, tmp_path, name, says):

@@ -85,6 +85,11 @@ def test_verdicts(folder: Path, found: dict[str, Any], verdict: str, title: str,
     assert "no harm: 2 guards within their margin." in verdict_lines(found)
 
 
+def test_a_guard_without_a_margin_is_not_called_unharmed(found: dict[str, Any]) -> None:
+    found["guards"][0].update(margin=None, p=None, p_holm=None, harmed=None)
+    assert "no harm: 1 guard within its margin. Not tested, for want of a margin: known." in verdict_lines(found)
+
+
 def test_tuning_of_a_method_that_reads_no_source(found: dict[str, Any]) -> None:
     assert "at least one control arm" in stamp(found, found)["meaning"]
     found["comparisons"] = found["comparisons"][:1]
