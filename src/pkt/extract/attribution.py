@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 
+from pkt.config import Section
 from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
 from pkt.files import HEADER, save_tensors
@@ -45,10 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class AttributionConfig(BaseModel):
+class AttributionConfig(Section):
     """How neurons are scored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: Literal["exact", "released"] = Field(
         default="exact",

@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
+from pkt.config import Section
 from pkt.models.checkpoint import file_digest
 
 if TYPE_CHECKING:
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
     from pkt.tasks.base import Task
 
 
-class MethodConfig(BaseModel):
-    """Options of a method: strict, frozen, every field described."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+MethodConfig = Section
+"""Options of a method: strict, frozen, every field described."""
 
 
 class Function(Protocol):
