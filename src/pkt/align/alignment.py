@@ -147,7 +147,7 @@ def align(
     optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), _deterministic():
+    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), deterministic():
         for step in track(range(options.steps), "alignment"):
             lr, beta1 = options.schedule.at(step)
             for group in optimizer.param_groups:
@@ -227,7 +227,7 @@ def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """On a GPU, kernels that give the same bytes in every run, where torch has them."""
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
