@@ -20,12 +20,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from pkt.align.alignment import IGNORED, Encoded, deterministic
 from pkt.config import Section
 from pkt.errors import ConfigError
+from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.processes import num_processes
 from pkt.randomness import own_randomness
+from pkt.tasks.losses import IGNORED, Encoded
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Generator
 
-from pkt.align.alignment import Encoded
 from pkt.align.finetune import FinetuneConfig, finetune
 from pkt.errors import UnsupportedModelError
 from pkt.inject.delta import Change, Delta, Dense, Key
 from pkt.models.lm import LM
+from pkt.tasks.losses import Encoded
 
 log = logging.getLogger(__name__)
 

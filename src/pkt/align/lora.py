@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Generator, nn
 
-from pkt.align.alignment import Encoded
 from pkt.align.finetune import FinetuneConfig, finetune, training_seed
 from pkt.errors import ConfigError
 from pkt.inject.apply import injected
@@ -25,6 +24,7 @@ from pkt.inject.delta import Change, Delta, Key, LowRank
 from pkt.models.families import LINEAR
 from pkt.models.lm import LM
 from pkt.randomness import own_randomness
+from pkt.tasks.losses import Encoded
 
 ADAPTER = "default"
 

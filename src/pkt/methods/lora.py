@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Generator
 
-from pkt.align.alignment import encode_all
 from pkt.align.lora import LoraConfig, check_rank, tune_lora
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
 
 
 def requires(source: LM, target: LM, cfg: LoraConfig) -> None:

@@ -10,13 +10,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.alignment import encode_all
 from pkt.align.lora import LoraConfig, adapted, check_rank, tune_lora
 from pkt.align.low_rank import low_rank
 from pkt.inject.delta import Delta, Key, LowRank
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
 
 
 class PissaConfig(LoraConfig):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.alignment import encode_all
 from pkt.align.finetune import FinetuneConfig
 from pkt.align.full import tune_all
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
 
 
 class SftConfig(FinetuneConfig):
