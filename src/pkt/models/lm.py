@@ -214,8 +214,6 @@ class LM:
     @contextmanager
     def _shared(self) -> Iterator[PreTrainedModel]:
         if self._model is None:
-            if self.device == "offload":
-                self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
             self._model = self._load().requires_grad_(False)
         self._users += 1
         try:
@@ -227,8 +225,12 @@ class LM:
 
     def _load(self, dtype: str | None = None) -> PreTrainedModel:
         _ = self.family
-        where = placement(self.device, self.torch_device, self._offload.name if self._offload else None)
-        return load(self.checkpoint.folder, self.name, dtype or self.dtype, where)
+        return load(self.checkpoint.folder, self.name, dtype or self.dtype, self._placement())
+
+    def _placement(self) -> dict[str, Any]:
+        if self.device == "offload":
+            self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
+        return placement(self.device, self.torch_device, self._offload.name if self._offload else None)
 
     def _release(self) -> None:
         """Let the weights go, so that the next model finds the memory free."""
