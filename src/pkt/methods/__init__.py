@@ -8,6 +8,8 @@ METHODS = Registry(
         "laten": "pkt.methods.laten:laten",
         "lora": "pkt.methods.lora:lora",
         "pissa": "pkt.methods.pissa:pissa",
+        "random_init": "pkt.methods.random_init:random_init",
+        "seeking": "pkt.methods.seeking:seeking",
         "sft": "pkt.methods.sft:sft",
     },
     cls="pkt.methods.base:Method",
