@@ -35,7 +35,11 @@ def test_two_processes_train_what_one_does(recipe, pkt, tmp_path):
     again = torchrun("run", file, "--out", tmp_path / "two")
     assert again.returncode == 0, again.stderr[-2000:]
     assert "align: already done" in again.stderr
-    refused = torchrun("certify", file, "--out", tmp_path / "c")
-    assert refused.returncode != 0
-    assert "`pkt certify` is one process, but the launcher started 2" in refused.stderr
+
+
+def test_other_commands_refuse_several_processes(pkt, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = pkt("certify", recipe(method=METHOD), "--out", tmp_path / "c")
+    assert refused.code == 2
+    assert "`pkt certify` is one process, but the launcher started 2; start it without `torchrun`" in refused.err
     assert not (tmp_path / "c").exists()
