@@ -84,6 +84,8 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     rows = []
     if run.method.locate is not None:
         rows += [_locate_row(run, role, lengths["extract"], speed) for role in ("source", "target")]
+    if getattr(options, "alignment", None) == "activations":
+        rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
         rows.append(_align_row(run, lines, lengths["align"], speed))
     items = len(run.task.split("test"))
@@ -121,16 +123,29 @@ def _locate_row(run: Run, role: str, length: float, speed: float) -> dict[str, A
     return _row(f"locate in the {role}", flop, memory, speed)
 
 
+def _states_rows(run: Run, length: float, speed: float) -> list[dict[str, Any]]:
+    """Recording both models' states on the prompts, of which there are at most as many tokens as in the examples."""
+    rows, texts = [], len(run.task.split("align"))
+    for role, lm in (("source", run.source), ("target", run.target)):
+        states = 4.0 * texts * length * lm.dims.layers * lm.dims.width
+        flop = 2.0 * lm.parameters() * texts * length
+        rows.append(_row(f"states of the {role}", flop, _weights(run, lm) + states, speed))
+    return rows
+
+
 def _align_row(run: Run, lines: dict[str, int], length: float, speed: float) -> dict[str, Any]:
+    """Training the hypernetwork; without passes through the target where only moments of weights count."""
     source, target, options = run.source, run.target, run.options
     d, hidden = target.dims, options.hidden or source.dims.width
     entries = d.layers * sum(lines.values())
     hyper = len(PARTS) * hidden * (source.dims.width + d.width)
-    batch = 1 + min(15, len(run.task.split("align")))
-    step = 6.0 * entries * hidden * (source.dims.width + d.width) + 4.0 * target.parameters() * batch * length
-    widest = options.micro_batch * length * d.layers * (8 * d.width + 3 * d.ffn) * 4
-    activations = widest / (d.layers if options.gradient_checkpointing else 1)
-    memory = _weights(run, target) + 16 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width) + activations
+    step = 6.0 * entries * hidden * (source.dims.width + d.width)
+    memory = 16.0 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width)
+    if getattr(options, "alignment", "language") != "moments":
+        batch = 1 + min(15, len(run.task.split("align")))
+        step += 4.0 * target.parameters() * batch * length
+        widest = options.micro_batch * length * d.layers * (8 * d.width + 3 * d.ffn) * 4
+        memory += _weights(run, target) + widest / (d.layers if options.gradient_checkpointing else 1)
     return _row(f"align, {options.steps} steps", step * options.steps, memory, speed)
 
 

@@ -49,7 +49,9 @@ class LayerScores(TypedDict):
 
 class Step(TypedDict):
     step: Count
-    cross_entropy: FiniteFloat
+    cross_entropy: NotRequired[FiniteFloat]
+    state_error: NotRequired[FiniteFloat]
+    moment_error: NotRequired[FiniteFloat]
     penalty: NotRequired[FiniteFloat]
     source_cosine: NotRequired[FiniteFloat | None]
     noise_norm_ratio: NotRequired[FiniteFloat | None]
