@@ -115,9 +115,9 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
 
 def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> Any:
     """Scores of both models and, for `activations`, their states in the memo, one model in memory at a time."""
+    ids = prompts(task.split("align"), style, target) if cfg.alignment == "activations" else []
     found = attributions(source, target, task, cfg, style)
-    if cfg.alignment == "activations":
-        ids = prompts(task.split("align"), style, target)
+    if ids:
         for lm in (source, target):
             lm.residuals(ids, [])  # none are wanted yet: a memo records all
     return found
