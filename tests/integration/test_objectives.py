@@ -276,6 +276,14 @@ def test_micro_batches_and_checkpointing_do_not_change_the_step(tiny_source, tin
         torch.testing.assert_close(values(other), values(whole), rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("alignment", LABEL_FREE)
+def test_other_neurons_at_every_step_and_at_injection(tiny_source, tiny_target, alignment):
+    delta = transfer(tiny_source, tiny_target, alignment, locate="per_example", injection_rate=0.5)
+    assert len(delta.changes[0, "up"].index) == 28
+    assert len(delta.provenance["history"]) == 4
+    assert values(delta).isfinite().all()
+
+
 def test_source_and_target_are_never_loaded_together(make_lm, monkeypatch, tmp_path):
     source, target = (LM(make_lm("llama", role).name, device="cpu") for role in ("source", "target"))
     held: list[str] = []
