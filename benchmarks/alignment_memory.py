@@ -21,6 +21,7 @@ from attribution import make, make_examples
 from pkt.align import alignment
 from pkt.align.alignment import Options, Schedule, encode_all, example_losses
 from pkt.align.hypernetwork import Hypernetwork, penalty
+from pkt.align.objectives import LanguageLoss, Passes
 from pkt.extract.location import counts
 from pkt.extract.neurons import NeuronSet
 from pkt.extract.slices import place, read_slices
@@ -55,9 +56,10 @@ def setup(folder: Path) -> tuple[LM, Hypernetwork, dict, NeuronSet, list]:
 
 
 def ours(target: LM, hyper: Hypernetwork, slices: dict, at: NeuronSet, encoded: list, micro_batch: int) -> None:
+    gen = torch.Generator().manual_seed(0)
     alignment.align(
-        hyper, target, encoded[:1], encoded[1:], lambda _step: slices, lambda changes, _step: place(changes, at, target.dims),
-        Options(2, Schedule(1e-3, 20), 1000.0, micro_batch, False), torch.Generator().manual_seed(0),
+        hyper, LanguageLoss(target, encoded[:1], encoded[1:], Passes(micro_batch), gen), lambda _step: slices,
+        lambda changes, _step: place(changes, at, target.dims), Options(2, Schedule(1e-3, 20), 1000.0),
     )  # fmt: skip
 
 

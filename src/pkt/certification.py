@@ -98,7 +98,7 @@ class Certification:
         for arm in ARMS:
             if arm == REAL:
                 continue
-            reason = missing(method, arm, has_wrong_task=self.wrong_task is not None)
+            reason = missing(method, self.run.options, arm, has_wrong_task=self.wrong_task is not None)
             if reason or (wanted is not None and arm not in wanted):
                 found[arm] = reason or "left out by certificate.arms"
         return found
@@ -109,7 +109,7 @@ class Certification:
         return [
             arm
             for arm in self.absent
-            if arm in SOURCE_ARMS and missing(self.run.method, arm, has_wrong_task=True) is None
+            if arm in SOURCE_ARMS and missing(self.run.method, self.run.options, arm, has_wrong_task=True) is None
         ]
 
     @property

@@ -79,34 +79,15 @@ def _size(lm: LM, kind: str, part: str) -> int:
 
 def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     source, target, options = run.source, run.target, run.options
-    lengths = {name: _mean_tokens(run, name) for name in ("extract", "align", "test")}
+    lengths = {name: _mean_tokens(run, name) for name in (*run.method.splits, "test")}
     speed = measured_flops(target.torch_device)
-    extract = len(run.task.split("extract"))
     rows = []
-    for role, lm in (("source", source), ("target", target)):
-        d = lm.dims
-        neurons = d.layers * (d.ffn + d.attention)
-        flop = (
-            2.0 * neurons * d.width * d.vocab
-            + 12.0 * extract * neurons * d.vocab
-            + 2.0 * extract * lm.parameters() * lengths["extract"]
-        )
-        rows.append(
-            _row(f"locate in the {role}", flop, _weights(run, lm) + (getattr(options, "memory_mib", 0) << 20), speed)
-        )
-    if lines:
-        d, hidden = target.dims, options.hidden or source.dims.width
-        entries = d.layers * sum(lines.values())
-        hyper = len(PARTS) * hidden * (source.dims.width + d.width)
-        batch = 1 + min(15, len(run.task.split("align")))
-        tokens = batch * lengths["align"]
-        step = 6.0 * entries * hidden * (source.dims.width + d.width) / 1 + 4.0 * target.parameters() * tokens
-        widest = options.micro_batch * lengths["align"] * d.layers * (8 * d.width + 3 * d.ffn) * 4
-        activations = widest / (d.layers if options.gradient_checkpointing else 1)
-        memory = (
-            _weights(run, target) + 16 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width) + activations
-        )
-        rows.append(_row(f"align, {options.steps} steps", step * options.steps, memory, speed))
+    if run.method.locate is not None:
+        rows += [_locate_row(run, role, lengths["extract"], speed) for role in ("source", "target")]
+    if getattr(options, "alignment", None) == "activations":
+        rows += _states_rows(run, lengths["align"], speed)
+    if hasattr(options, "hidden"):  # a hypernetwork is trained
+        rows.append(_align_row(run, lines, lengths["align"], speed))
     items = len(run.task.split("test"))
     items = min(items, (run.recipe.evaluate.limit or items) * max(1, len({e.tier for e in run.task.split("test")})))
     new = 1 if run.task.format.ranks else run.task.format.max_new_tokens
@@ -127,6 +108,45 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         "memory together.",
     ]
     return rows, notes
+
+
+def _locate_row(run: Run, role: str, length: float, speed: float) -> dict[str, Any]:
+    lm = run.source if role == "source" else run.target
+    d, extract = lm.dims, len(run.task.split("extract"))
+    neurons = d.layers * (d.ffn + d.attention)
+    flop = (
+        2.0 * neurons * d.width * d.vocab
+        + 12.0 * extract * neurons * d.vocab
+        + 2.0 * extract * lm.parameters() * length
+    )
+    memory = _weights(run, lm) + (getattr(run.options, "memory_mib", 0) << 20)
+    return _row(f"locate in the {role}", flop, memory, speed)
+
+
+def _states_rows(run: Run, length: float, speed: float) -> list[dict[str, Any]]:
+    """Recording both models' states on the prompts, of which there are at most as many tokens as in the examples."""
+    rows, texts = [], len(run.task.split("align"))
+    for role, lm in (("source", run.source), ("target", run.target)):
+        states = 4.0 * texts * length * lm.dims.layers * lm.dims.width
+        flop = 2.0 * lm.parameters() * texts * length
+        rows.append(_row(f"states of the {role}", flop, _weights(run, lm) + states, speed))
+    return rows
+
+
+def _align_row(run: Run, lines: dict[str, int], length: float, speed: float) -> dict[str, Any]:
+    """Training the hypernetwork; without passes through the target where only moments of weights count."""
+    source, target, options = run.source, run.target, run.options
+    d, hidden = target.dims, options.hidden or source.dims.width
+    entries = d.layers * sum(lines.values())
+    hyper = len(PARTS) * hidden * (source.dims.width + d.width)
+    step = 6.0 * entries * hidden * (source.dims.width + d.width)
+    memory = 16.0 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width)
+    if getattr(options, "alignment", "language") != "moments":
+        batch = 1 + min(15, len(run.task.split("align")))
+        step += 4.0 * target.parameters() * batch * length
+        widest = options.micro_batch * length * d.layers * (8 * d.width + 3 * d.ffn) * 4
+        memory += _weights(run, target) + widest / (d.layers if options.gradient_checkpointing else 1)
+    return _row(f"align, {options.steps} steps", step * options.steps, memory, speed)
 
 
 def _row(stage: str, flop: float, memory: float, speed: float) -> dict[str, Any]:

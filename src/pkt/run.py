@@ -143,7 +143,9 @@ class Run:
             return sorted(self.memo.glob("*.safetensors"))
 
         found = fingerprint(task.location)
-        key = key_of(stage, self.inputs(), found, self.method.locate_key(self.options), self.recipe.dtype)
+        key = key_of(
+            stage, self.inputs(*self.method.splits), found, self.method.locate_key(self.options), self.recipe.dtype
+        )
         self.stages.run(stage, key, make)
 
     def align(self) -> Delta:

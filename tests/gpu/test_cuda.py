@@ -32,9 +32,11 @@ def test_attribution_equals_the_cpu(models):
             torch.testing.assert_close(two.neurons[kind], one.neurons[kind], rtol=1e-2, atol=1e-4)
 
 
-def test_same_seed_same_bytes_and_near_the_cpu(models, tmp_path):
+@pytest.mark.parametrize("alignment", ["language", "activations", "moments"])
+def test_same_seed_same_bytes_and_near_the_cpu(models, tmp_path, alignment):
+    cfg = CFG.model_copy(update={"alignment": alignment})
     deltas = [
-        laten(*models[d], task("nano/mmlu"), CFG, torch.Generator().manual_seed(0), style="plain")
+        laten(*models[d], task("nano/mmlu"), cfg, torch.Generator().manual_seed(0), style="plain")
         for d in ("cuda", "cuda", "cpu")
     ]
     for name, delta in zip("abc", deltas, strict=True):

@@ -80,7 +80,9 @@ def test_another_seed_is_another_delta(setting, made):
 def test_what_a_method_lacks():
     def lacks(**changes: object) -> dict[str, str]:
         method = replace(laten, **changes)
-        return {arm: reason for arm in ARMS if arm != REAL and (reason := missing(method, arm, has_wrong_task=True))}
+        return {
+            arm: reason for arm in ARMS if arm != REAL and (reason := missing(method, CONFIG, arm, has_wrong_task=True))
+        }
 
     assert lacks() == {}
     assert lacks(no_source=None, learning_rate=None) == {"no_source": "laten does nothing without a source"}
@@ -90,7 +92,9 @@ def test_what_a_method_lacks():
     assert lacks(locate=None) == {"wrong_task": "laten locates nothing"}
     assert lacks(without={"self_source": "no reason"}) == {"self_source": "no reason"}
     assert lacks(reads_source=False) == dict.fromkeys(SOURCE_ARMS, "laten reads no source")
-    assert missing(laten, "wrong_task", has_wrong_task=False) == ("no other task was named: set certificate.wrong_task")
+    assert missing(laten, CONFIG, "wrong_task", has_wrong_task=False) == (
+        "no other task was named: set certificate.wrong_task"
+    )
     assert {arm: kind(arm) for arm in (REAL, "no_source", "wrong_task")} == {
         REAL: "real",
         "no_source": "source",

@@ -131,6 +131,22 @@ def test_missing_parts_are_left_out(tmp_path: Path, summary: dict[str, Any], pag
     assert "None" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
 
 
+@pytest.mark.parametrize(
+    ("term", "says"),
+    [("state_error", "to the mapped states of the source"), ("moment_error", "moments of the changed lines")],
+)
+def test_what_was_trained_for_is_named(tmp_path: Path, summary: dict[str, Any], term: str, says: str) -> None:
+    for step in summary["history"]:
+        step[term] = step.pop("cross_entropy")
+    text = render(report_data.write(tmp_path, summary))
+    assert says in text
+    assert "mean cross-entropy of the response" not in text
+    assert ("Batches differ" in text) == (term == "state_error")
+    for step in summary["history"]:
+        del step[term]
+    assert "<h2>Alignment" not in render(report_data.write(tmp_path, summary))
+
+
 def test_the_least_that_a_summary_must_hold(tmp_path: Path) -> None:
     least = {"name": "a", "task": "b", "method": "c", "source": {"name": "d"}, "target": {"name": "e"}}
     (tmp_path / "summary.json").write_text(json.dumps(least))

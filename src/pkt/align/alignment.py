@@ -1,14 +1,13 @@
-"""Training a hypernetwork so that its delta, injected into a frozen target, lowers the loss on a task.
+"""Training a hypernetwork so that its delta serves an objective of the frozen target.
 
 One step (arXiv:2505.14436, section 3.2):
 
 1. the hypernetwork runs once and gives the changes of all chosen lines;
-2. the batch, one extract example and up to 15 align examples, passes through the target with the delta hooked in, in
-   micro-batches whose gradients gather on the changes;
-3. the loss is the mean over examples of the mean cross-entropy of their tokens, plus the weighted penalty;
+2. the objective gives the loss of the delta that is made of them, and gathers its gradient on the changes;
+3. the weighted penalty on the changes is added;
 4. the gathered gradient goes through the hypernetwork, the only thing that is trained, and AdamW steps.
 
-The losses are those of `pkt.tasks.losses`.
+The published objective is the language-model loss (`objectives.py`).
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from pkt.align.hypernetwork import penalty
 from pkt.errors import TrainingError
-from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
 from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
@@ -36,12 +35,35 @@ from pkt.tasks.losses import Encoded, encode_all, example_losses
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Encoded", "Options", "Schedule", "align", "dependence", "encode_all", "example_losses", "mean_loss"]
+__all__ = [
+    "Encoded",
+    "Objective",
+    "Options",
+    "Schedule",
+    "align",
+    "dependence",
+    "encode_all",
+    "example_losses",
+    "mean_loss",
+]
 
 log = logging.getLogger(__name__)
 
-ALIGN_EXAMPLES = 15
-"""Align examples of one step, beside one extract example."""
+MakeDelta = Callable[[], Delta]
+"""Makes a step's delta, anew for every backward pass."""
+StepLoss = Callable[[MakeDelta, int], float]
+"""(make the delta, step counted from 0) -> the step's loss. Its gradient is left on what the delta is made of."""
+
+
+class Objective(Protocol):
+    """What a delta is trained for, beside the penalty on its size."""
+
+    @property
+    def term(self) -> str:
+        """Name of its loss in the history."""
+
+    def opened(self) -> AbstractContextManager[StepLoss]:
+        """The loss of a step, while what it needs (a model, for example) is held."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +98,16 @@ class Options:
     steps: int
     schedule: Schedule
     norm_weight: float
-    micro_batch: int
-    gradient_checkpointing: bool
     weight_decay: float = 0.05
     beta2: float = 0.95
 
 
 def align(
     hyper: nn.Module,
-    target: LM,
-    extract: Sequence[Encoded],
-    align_split: Sequence[Encoded],
+    objective: Objective,
     slices_of: Callable[[int], dict[str, Tensor]],
     place: Callable[[dict[str, Tensor], int], Delta],
     options: Options,
-    gen: Generator,
     noise_of: Callable[[int], dict[str, Tensor]] | None = None,
 ) -> list[dict[str, float]]:
     """Train `hyper` in place.
@@ -98,35 +115,24 @@ def align(
     Args:
         hyper: slices (L, K, Ds) by part -> changes (L, K, Dt) by part.
         slices_of: step -> slices; place: changes, step -> delta.
-        gen: draws the align examples.
         noise_of: step -> noise in the place of the slices, to measure how much the delta depends on them.
 
-    Returns: one record per step: loss, cross_entropy, penalty (unweighted), lr, and with `noise_of` those of `dependence`.
+    Returns: one record per step: loss, the objective's term, penalty (unweighted), lr, and with `noise_of` those of `dependence`.
 
     Raises:
-        TrainingError: the loss of an example is NaN or infinite.
+        TrainingError: a loss or a change is NaN or infinite.
     """
     optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), deterministic():
+    with objective.opened() as loss_of, deterministic():
         for step in track(range(options.steps), "alignment"):
             lr, beta1 = options.schedule.at(step)
             for group in optimizer.param_groups:
                 group["lr"], group["betas"] = lr, (beta1, options.beta2)
-            drawn = torch.randperm(len(align_split), generator=gen)[:ALIGN_EXAMPLES].tolist()
-            batch = [extract[step % len(extract)], *(align_split[i] for i in drawn)]
-
             changes = hyper(slices_of(step))
             leaves = {part: change.detach().requires_grad_() for part, change in changes.items()}
-            entropy = 0.0
-            for i in range(0, len(batch), options.micro_batch):
-                part = batch[i : i + options.micro_batch]
-                with injected(model, place(leaves, step)):
-                    losses_B = example_losses(model, target, part)
-                    _check_finite(losses_B, part, step)
-                    (losses_B.sum() / len(batch)).backward()
-                entropy += float(losses_B.detach().sum()) / len(batch)
+            loss = loss_of(partial(place, leaves, step), step)
             measured = {}
             if noise_of:
                 with torch.no_grad():
@@ -144,8 +150,8 @@ def align(
             history.append(
                 {
                     "step": step + 1,
-                    "loss": entropy + options.norm_weight * float(norm.detach()),
-                    "cross_entropy": entropy,
+                    "loss": loss + options.norm_weight * float(norm.detach()),
+                    objective.term: loss,
                     "penalty": float(norm.detach()),
                     "lr": lr,
                 }
@@ -177,34 +183,3 @@ def mean_loss(model: PreTrainedModel, target: LM, examples: Sequence[Encoded], b
             for i in range(0, len(examples), batch_size)
         ]
     return float(torch.cat(parts).mean())
-
-
-def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None:
-    bad = [e.id for e, fine in zip(batch, losses_B.isfinite().tolist(), strict=True) if not fine]
-    if bad:
-        raise TrainingError(
-            f"step {step + 1}: the loss of example {bad[0]} is not finite (and of {len(bad) - 1} more); lower the learning rate or the "
-            f"initial scale"
-        )
-
-
-@contextmanager
-def _checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Recompute activations in the backward pass.
-
-    transformers does so in training mode only, which is set on the layers alone: below them it would turn dropout on.
-    """
-    if not wanted:
-        yield
-        return
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    model.activation_checkpointing_enable()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()
-        model.eval()

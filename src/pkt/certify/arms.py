@@ -52,10 +52,11 @@ def kind(arm: str) -> str:
     return "real" if arm == REAL else "source" if arm in SOURCE_ARMS else "locator"
 
 
-def missing(method: Method, arm: str, *, has_wrong_task: bool) -> str | None:
-    """Why a method does not have an arm; None if it has."""
-    if arm in method.without:
-        return method.without[arm]
+def missing(method: Method, cfg: MethodConfig, arm: str, *, has_wrong_task: bool) -> str | None:
+    """Why a method with these options does not have an arm; None if it has."""
+    lacking = method.lacks(cfg)
+    if arm in lacking:
+        return lacking[arm]
     if arm in SOURCE_ARMS and not method.reads_source:
         return f"{method.name} reads no source"
     if arm == "no_source" and method.no_source is None:

@@ -5,6 +5,7 @@ from pkt.registry import Registry
 METHODS = Registry(
     "method",
     {
+        "direct": "pkt.methods.direct:direct",
         "laten": "pkt.methods.laten:laten",
         "lora": "pkt.methods.lora:lora",
         "pissa": "pkt.methods.pissa:pissa",

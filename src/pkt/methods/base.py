@@ -55,6 +55,8 @@ class Method:
     """Control arm: the options that make it choose neurons at random."""
     without: Mapping[str, str] = field(default_factory=dict)
     """Control arms that this method does not have, with the reason."""
+    without_for: Callable[[Any], Mapping[str, str]] | None = None
+    """Options -> further control arms that it does not have with them, with the reason."""
     learning_rate: str | None = None
     """The option that holds its learning rate, if it trains."""
 
@@ -72,9 +74,13 @@ class Method:
     @cached_property
     def code(self) -> list[str]:
         """Hashes of the files of a user's own method, so that a changed method is run again."""
-        own = (self.function, self.requires, self.locate, self.no_source)
+        own = (self.function, self.requires, self.locate, self.no_source, self.without_for)
         files = {inspect.getsourcefile(f) for f in own if inspect.isfunction(f) and not f.__module__.startswith("pkt.")}
         return [file_digest(Path(file)) for file in sorted(filter(None, files))]
+
+    def lacks(self, cfg: MethodConfig) -> dict[str, str]:
+        """Control arms that this method does not have with these options, with the reason."""
+        return {**self.without, **(self.without_for(cfg) if self.without_for else {})}
 
     @property
     def summary(self) -> str:

@@ -4,7 +4,8 @@
 2. A layer map for attention and one for FFN: the source's highest-scoring layers, as many as the target has.
 3. In every mapped layer the best `int(n_target * transfer_rate)` neurons of both models; source rank r meets target rank r.
 4. The source's rows of `up_proj` and `v_proj` and columns of `down_proj` and `o_proj` are read from its files.
-5. A hypernetwork is trained to turn them into changes of the target's lines, with a language-model loss on the target.
+5. A hypernetwork is trained to turn them into changes of the target's lines, with a language-model loss on the target, or
+   with an objective that reads no label.
 6. Its last output, placed on the target's neurons, is the delta.
 """
 
@@ -13,15 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from pkt.align.alignment import Options, Schedule, align, encode_all
+from pkt.align.activations import ActivationLoss, map_states, prompts
+from pkt.align.alignment import Objective, Options, Schedule, align, encode_all
 from pkt.align.hypernetwork import FreeEntries, Hypernetwork
+from pkt.align.moments import Goal, MomentLoss, goal_maker
+from pkt.align.objectives import LanguageLoss, Passes
 from pkt.errors import ConfigError, DataError, TrainingError
+from pkt.extract.attribution import Attribution
+from pkt.extract.layers import top_scores
 from pkt.extract.location import (
     LOCATE_OPTIONS,
     RANDOM_NEURONS,
@@ -35,11 +41,12 @@ from pkt.extract.location import (
     ordered_scores,
 )
 from pkt.extract.slices import place, read_slices
-from pkt.inject.delta import Delta
+from pkt.inject.delta import Delta, Key
 from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
+from pkt.models.tokens import check_same_tokens
 from pkt.tasks.base import Task
 
 DIAGNOSTIC = -1
@@ -51,6 +58,16 @@ class LatenConfig(LocationConfig):
 
     injection_rate: float | None = Field(
         None, gt=0, le=1, description="`transfer_rate` at injection; null means the same"
+    )
+    alignment: Literal["language", "activations", "moments"] = Field(
+        "language",
+        description="what is trained for: `language`, as published, the loss on the labels of extract and align; without labels: "
+        "`activations`, the source's states on align prompts, mapped to the target; `moments` of the source's slices",
+    )
+    ridge: float = Field(
+        0.01,
+        gt=0,
+        description="for `activations`: ridge of the maps, relative to the mean variance of the source's states",
     )
     steps: int = Field(8, ge=1, description="alignment steps (optimizer updates)")
     schedule_steps: int | None = Field(
@@ -87,6 +104,8 @@ class LatenConfig(LocationConfig):
 def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
     """LaTen needs as many source layers as target layers and as many source neurons as it selects."""
     check_pair(source, target, cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate)
+    if cfg.alignment == "activations":
+        check_same_tokens(source, target, "alignment on activations")
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
             f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; "
@@ -94,8 +113,27 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
         )
 
 
+def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> Any:
+    """Scores of both models and, for `activations`, their states in the memo, one model in memory at a time."""
+    ids = prompts(task.split("align"), style, target) if cfg.alignment == "activations" else []
+    found = attributions(source, target, task, cfg, style)
+    if ids:
+        for lm in (source, target):
+            lm.residuals(ids, [])  # none are wanted yet: a memo records all
+    return found
+
+
+def lacking(cfg: LatenConfig) -> dict[str, str]:
+    """Control arms that an objective leaves without meaning."""
+    if cfg.alignment == "language":
+        return {}
+    return {"no_source": f"without a source there is nothing to train for: method.alignment is {cfg.alignment}"}
+
+
 def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
     """The control: the entries of the delta are trained themselves, from zero, in the same rows with the same penalty."""
+    if "no_source" in (reasons := lacking(cfg)):
+        raise ConfigError(f"no_source: {reasons['no_source']}")
     most = counts(target.dims, max(cfg.transfer_rate, cfg.injection_rate or 0))
     num = {part: most[kind] for kind, parts in KINDS.items() for part in parts}
     free = FreeEntries(target.dims.layers, num, target.dims.width)
@@ -108,10 +146,11 @@ def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Ge
     paper="arXiv:2505.14436",
     requires=requires,
     splits=("extract", "align"),
-    locate=attributions,
-    locate_options=LOCATE_OPTIONS,
+    locate=locations,
+    locate_options=(*LOCATE_OPTIONS, "alignment"),
     no_source=without_source,
     random_neurons=RANDOM_NEURONS,
+    without_for=lacking,
     learning_rate="lr",
 )
 def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
@@ -141,10 +180,7 @@ def _transfer(
     network: Callable[[Generator], nn.Module],
 ) -> Delta:
     """LaTen with any network from slices to changes."""
-    extract, aligned = task.split("extract"), task.split("align")
-    for name, split in (("extract", extract), ("align", aligned)):
-        if not split:
-            raise DataError(f"{task.name}: LaTen needs at least one {name} example; the split is empty")
+    _check_splits(task, cfg)
     # one stream each, so that control arms of another size still draw the same batches
     weights, batches, chance = fork(gen), fork(gen), fork(gen)
     scores = ordered_scores(source, target, task, cfg, style, chance)
@@ -159,31 +195,28 @@ def _transfer(
     def of_example(example: int | None) -> Located:
         return located(example, at)
 
-    def of_step(step: int) -> Located:
-        return of_example(step % num_located if per_example else None)
+    def example_of(step: int) -> int | None:
+        return step % num_located if per_example else None
 
     @lru_cache(maxsize=1)
     def noise_for(example: int | None) -> dict[str, Tensor]:
         noise = read_slices(RandomSource(source, DIAGNOSTIC), of_example(example).source)
         return {part: t.to(target.torch_device) for part, t in noise.items()}
 
-    def noise_of(step: int) -> dict[str, Tensor]:
-        return noise_for(step % num_located if per_example else None)
-
+    make_goals = goal_maker(source, target)
+    goals_for = lru_cache(maxsize=1)(lambda example: make_goals(of_example(example)))
+    objective, described = _objective(
+        source, target, task, cfg, style, batches, scores, lambda step: goals_for(example_of(step))
+    )
     hyper = network(weights).to(target.torch_device)
-    schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(extract), cfg.steps))
+    schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(task.split("extract")), cfg.steps))
     history = align(
         hyper,
-        target,
-        encode_all(extract, style, target, loss_on_prompt=cfg.loss_on_prompt),
-        encode_all(aligned, style, target, loss_on_prompt=cfg.loss_on_prompt),
-        slices_of=lambda step: of_step(step).slices,
-        place=lambda changes, step: place(changes, of_step(step).target, target.dims),
-        options=Options(
-            cfg.steps, schedule, cfg.norm_weight, cfg.micro_batch, cfg.gradient_checkpointing, cfg.weight_decay
-        ),
-        gen=batches,
-        noise_of=noise_of if cfg.source_dependence else None,
+        objective,
+        slices_of=lambda step: of_example(example_of(step)).slices,
+        place=lambda changes, step: place(changes, of_example(example_of(step)).target, target.dims),
+        options=Options(cfg.steps, schedule, cfg.norm_weight, cfg.weight_decay),
+        noise_of=(lambda step: noise_for(example_of(step))) if cfg.source_dependence else None,
     )
     final = located(int(torch.randint(num_located, (), generator=batches)) if per_example else None, into)
     with torch.no_grad():
@@ -194,5 +227,45 @@ def _transfer(
         "layers": describe_layers(scores, final),
         "history": history,
         "trained_parameters": sum(p.numel() for p in hyper.parameters()),
+        "labels": _labels(task, cfg),
+        "steps": cfg.steps,
     }
-    return Delta(delta.changes, found)
+    return Delta(delta.changes, found | described)
+
+
+def _objective(
+    source: LM,
+    target: LM,
+    task: Task,
+    cfg: LatenConfig,
+    style: str,
+    gen: Generator,
+    scores: tuple[Attribution, Attribution],
+    goals_of: Callable[[int], dict[Key, Goal]],
+) -> tuple[Objective, dict[str, Any]]:
+    """What the delta is trained for, and what the report should know of it."""
+    passes = Passes(cfg.micro_batch, cfg.gradient_checkpointing)
+    if cfg.alignment == "language":
+        extract, aligned = (
+            encode_all(task.split(name), style, target, loss_on_prompt=cfg.loss_on_prompt)
+            for name in ("extract", "align")
+        )
+        return LanguageLoss(target, extract, aligned, passes, gen), {}
+    if cfg.alignment == "moments":
+        return MomentLoss(goals_of), {}
+    layers = top_scores(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name)
+    states = map_states(source, target, task.split("align"), style, layers, cfg.ridge, gen)
+    return ActivationLoss(target, states, passes, gen), {"state_maps": states.described}
+
+
+def _check_splits(task: Task, cfg: LatenConfig) -> None:
+    """Raise DataError for an empty split that is needed."""
+    for name in ("extract", "align") if cfg.alignment != "moments" else ("extract",):
+        if not task.split(name):
+            raise DataError(f"{task.name}: LaTen needs at least one {name} example; the split is empty")
+
+
+def _labels(task: Task, cfg: LatenConfig) -> int:
+    """Labelled examples that are read: those to locate with, and those of the language-model loss."""
+    trained_on = [*task.split("extract"), *task.split("align")] if cfg.alignment == "language" else []
+    return len({(e.id, e.prompt) for e in [*task.location, *trained_on]})

@@ -100,6 +100,19 @@ class RandomSource(Control):
         real = self.real.tensor(name)
         return real.mean() + real.std(correction=0) * torch.randn(real.shape, generator=self.generator(name))
 
+    def residuals(self, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """Noise with the mean and variance of each layer's states; a text has its own, whatever texts are asked for with it."""
+        import torch
+
+        found = {}
+        for layer, real_PD in self.real.residuals(ids, layers).items():
+            parts = [
+                torch.randn(len(text), real_PD.shape[1], generator=self.generator("residuals", layer, *text))
+                for text in ids
+            ]
+            found[layer] = real_PD.mean() + real_PD.std(correction=0) * torch.cat(parts)
+        return found
+
 
 class ShuffledSource(Control):
     """The real lines in other places: permuted over all neurons and layers of a call, each module by its own permutation.
@@ -126,3 +139,12 @@ class ShuffledSource(Control):
 
         real = self.real.block(name, corner, shape)
         return real.flatten()[torch.randperm(real.numel(), generator=self.generator(name, *corner))].view(real.shape)
+
+    def residuals(self, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """The real states at other positions, of all texts, each layer by its own permutation."""
+        import torch
+
+        found = {}
+        for layer, real_PD in self.real.residuals(ids, layers).items():
+            found[layer] = real_PD[torch.randperm(len(real_PD), generator=self.generator("residuals", layer))]
+        return found

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def record(model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = ()) -> Iterator[dict[str, Tensor]]:
+def record(
+    model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] = (), *, detach: bool = True
+) -> Iterator[dict[str, Tensor]]:
     """Keep the last call's input or output of named modules.
 
     Args:
         inputs: module paths whose first argument is kept, under the key `path:in`.
         outputs: module paths whose result is kept (the first item of a tuple), under `path:out`.
+        detach: cut what is kept from the graph; else gradients flow through it.
 
     Yields: a dict that every forward pass fills anew.
     """
@@ -23,13 +26,14 @@ def record(model: nn.Module, inputs: Iterable[str] = (), outputs: Iterable[str] 
 
     def keep_input(path: str) -> None:
         def hook(_module: nn.Module, args: tuple) -> None:
-            kept[f"{path}:in"] = args[0].detach()
+            kept[f"{path}:in"] = args[0].detach() if detach else args[0]
 
         handles.append(model.get_submodule(path).register_forward_pre_hook(hook))
 
     def keep_output(path: str) -> None:
         def hook(_module: nn.Module, _args: tuple, result: Tensor | tuple) -> None:
-            kept[f"{path}:out"] = (result[0] if isinstance(result, tuple) else result).detach()
+            state = result[0] if isinstance(result, tuple) else result
+            kept[f"{path}:out"] = state.detach() if detach else state
 
         handles.append(model.get_submodule(path).register_forward_hook(hook))
 

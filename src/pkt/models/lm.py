@@ -203,6 +203,12 @@ class LM:
                     f"{list(weight.shape)}; copy the checkpoint again"
                 )
 
+    def residuals(self, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
+        """The residual stream after some layers at all positions of texts: see `pkt.models.states.residuals`."""
+        from pkt.models.states import residuals
+
+        return residuals(self, ids, layers)
+
     def for_location(self) -> AbstractContextManager[PreTrainedModel]:
         """`loaded`, for a locator: control arms locate on the real source, but show other values."""
         return self.loaded()

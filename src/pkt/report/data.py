@@ -51,6 +51,8 @@ class Step(TypedDict):
     step: Count
     loss: NotRequired[FiniteFloat]
     cross_entropy: NotRequired[FiniteFloat]
+    state_error: NotRequired[FiniteFloat]
+    moment_error: NotRequired[FiniteFloat]
     penalty: NotRequired[FiniteFloat]
     source_cosine: NotRequired[FiniteFloat | None]
     noise_norm_ratio: NotRequired[FiniteFloat | None]

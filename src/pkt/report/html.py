@@ -76,6 +76,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "models": [(role, summary[role]) for role in ("source", "target")],
         "warnings": summary.get("warnings"),
         "export": summary.get("export"),
+        "trained_for": plots.trained_for(summary.get("history", [])),
         "has_penalty": all("penalty" in step for step in summary.get("history", [])),
         "rows": rows,
         "arms": arm_names(summary),
@@ -121,7 +122,7 @@ def _figures(summary: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str,
     if layers:
         found["layer_scores"] = plots.layer_scores(layers)
         found["layer_maps"] = plots.layer_maps(layers)
-    if summary.get("history"):
+    if plots.trained_for(summary.get("history", [])):
         found["losses"] = plots.losses(summary["history"])
     if any(finite(step.get(key)) for step in summary.get("history", []) for key in DEPENDENCE):
         found["source_dependence"] = plots.source_dependence(summary["history"])

@@ -111,12 +111,26 @@ def _draw_map(ax: Axes, part: Mapping[str, Any]) -> None:
     ax.tick_params(length=0)
 
 
+LOSSES = {
+    "cross_entropy": "cross-entropy (nats per token)",
+    "state_error": "state error (in variances of the target's state)",
+    "moment_error": "moment error (squared)",
+    "loss": "loss (nats per token)",
+}
+"""What a delta may be trained for: key of a history's records and title of its panel."""
+
+
+def trained_for(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """The key of `LOSSES` that every record has."""
+    return next((key for key in LOSSES if history and all(key in record for record in history)), None)
+
+
 def losses(history: Sequence[Mapping[str, Any]]) -> str:
-    """The training loss and, where there is one, the penalty, in panels of their own, by step."""
+    """What was trained for and the penalty in panels of their own, by step."""
     steps = [record["step"] for record in history]
-    panels = [("loss", "loss (nats per token)", RESULT)]
-    if all("cross_entropy" in record for record in history):
-        panels = [("cross_entropy", "cross-entropy (nats per token)", RESULT)]
+    key = trained_for(history)
+    assert key is not None
+    panels = [(key, LOSSES[key], RESULT)]
     if all("penalty" in record for record in history):
         panels.append(("penalty", "penalty (before its weight)", ARM_COLOURS[3]))
     with drawing():

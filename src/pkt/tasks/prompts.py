@@ -99,6 +99,23 @@ def encode(
     return Encoded(ids, in_response[0])
 
 
+def encode_prompt(
+    example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None
+) -> list[int]:
+    """Token ids of the prompt up to where the response starts; the response is not looked at.
+
+    Raises:
+        DataError: the prompt is longer than `max_length`.
+    """
+    prompt = render(example, style, tokenizer)
+    ids = list(tokenizer(prompt, add_special_tokens=adds_special_tokens(style))["input_ids"])
+    if max_length is not None and len(ids) > max_length:
+        raise DataError(
+            f"the prompt of example {example.id} has {len(ids)} tokens, but the context holds {max_length}; shorten or remove it"
+        )
+    return ids
+
+
 def strip_trailing(encoded: Encoded, tokenizer: PreTrainedTokenizerFast, example: Example) -> list[int]:
     """The ids up to the answer's last token: trailing `. " space ) , ] newline` and special tokens are dropped.
 
