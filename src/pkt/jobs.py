@@ -25,6 +25,7 @@ from pkt.errors import TrainingError, UnsupportedModelError
 from pkt.evaluation.guard import text_digest
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
+from pkt.extract.locators import location_key
 from pkt.files import write_json, write_text
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
@@ -94,7 +95,8 @@ class Jobs:
             lm = run.source if job.arm == "source" else run.target
             return key_of(*parts, *lm.identity, *self._scoring(job))
         given = self.setting.wrong_examples
-        wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
+        is_wrong = given is not None and job.arm == "wrong_task"
+        wrong = location_key(run.task.located_with(given), run.options) if is_wrong else None
         parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
         return (
             key_of(*parts, fingerprint(run.task.split("valid")))

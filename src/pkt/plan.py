@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pkt.extract.scores import Work
 from pkt.models.families import KINDS, PARTS
 from pkt.models.lm import LM
 from pkt.run import Run
@@ -81,19 +82,10 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     source, target, options = run.source, run.target, run.options
     lengths = {name: _mean_tokens(run, name) for name in ("extract", "align", "test")}
     speed = measured_flops(target.torch_device)
-    extract = len(run.task.split("extract"))
-    rows = []
-    for role, lm in (("source", source), ("target", target)):
-        d = lm.dims
-        neurons = d.layers * (d.ffn + d.attention)
-        flop = (
-            2.0 * neurons * d.width * d.vocab
-            + 12.0 * extract * neurons * d.vocab
-            + 2.0 * extract * lm.parameters() * lengths["extract"]
-        )
-        rows.append(
-            _row(f"locate in the {role}", flop, _weights(run, lm) + (getattr(options, "memory_mib", 0) << 20), speed)
-        )
+    rows = [
+        _row(f"locate in the {role}", flop, _weights(run, lm) + (getattr(options, "memory_mib", 0) << 20), speed)
+        for role, lm, flop in _location(run, lengths["extract"])
+    ]
     if lines:
         d, hidden = target.dims, options.hidden or source.dims.width
         entries = d.layers * sum(lines.values())
@@ -127,6 +119,19 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         "memory together.",
     ]
     return rows, notes
+
+
+def _location(run: Run, tokens: float) -> list[tuple[str, LM, float]]:
+    """Operations of the locator in both models."""
+    if run.method.locate is None:
+        return []
+    from pkt.extract.locators import examples_for, locator_of
+
+    locator = locator_of(run.options)
+    examples = examples_for(run.task, locator)
+    work = Work(len(examples), sum(1 + len(e.paraphrases) for e in examples), tokens)
+    cfg = getattr(run.options, locator.section) if locator.section else None
+    return [(role, lm, locator.flop(lm, work, cfg)) for role, lm in (("source", run.source), ("target", run.target))]
 
 
 def _row(stage: str, flop: float, memory: float, speed: float) -> dict[str, Any]:

@@ -135,12 +135,14 @@ class Run:
         self._locate(f"locate {name}", self.task.located_with(examples))
 
     def _locate(self, stage: str, task: Task) -> None:
+        from pkt.extract.locators import location_key
+
         def make() -> list[Path]:
             assert self.method.locate is not None
             self.method.locate(self.source, self.target, task, self.options, self.style)
             return sorted(self.memo.glob("*.safetensors"))
 
-        found = fingerprint(task.location)
+        found = location_key(task, self.options)
         key = key_of(stage, self.inputs(), found, self.method.locate_key(self.options), self.recipe.dtype)
         self.stages.run(stage, key, make)
 
@@ -248,10 +250,10 @@ class Run:
 
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
-        from pkt.extract.attribution import VERSION as ATTRIBUTION
+        from pkt.extract.locators import location_key
 
         data = [fingerprint(self.task.split(name)) for name in splits]
-        locator = ATTRIBUTION if self.method.locate is not None else None
+        locator = location_key(self.task, self.options) if self.method.locate is not None else None
         return [
             *self.source.identity,
             *self.target.identity,

@@ -15,6 +15,7 @@ from pkt.models.checkpoint import file_digest
 if TYPE_CHECKING:
     from torch import Generator
 
+    from pkt.extract.intervene import Sets
     from pkt.inject.delta import Delta
     from pkt.models.lm import LM
     from pkt.tasks.base import Task
@@ -47,6 +48,8 @@ class Method:
     """Scores both models, through the memo of their handles, so that it can run as a stage of its own."""
     locate_options: tuple[str, ...] = ()
     """Options that decide what `locate` finds."""
+    located_neurons: Callable[[LM, LM, Task, Any, str], tuple[list[Sets], list[Sets]]] | None = None
+    """For every example to locate with, the neurons of source and target that hold it: `pkt locate --verify` intervenes on them."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
     no_source: Function | None = None
@@ -72,7 +75,7 @@ class Method:
     @cached_property
     def code(self) -> list[str]:
         """Hashes of the files of a user's own method, so that a changed method is run again."""
-        own = (self.function, self.requires, self.locate, self.no_source)
+        own = (self.function, self.requires, self.locate, self.located_neurons, self.no_source)
         files = {inspect.getsourcefile(f) for f in own if inspect.isfunction(f) and not f.__module__.startswith("pkt.")}
         return [file_digest(Path(file)) for file in sorted(filter(None, files))]
 

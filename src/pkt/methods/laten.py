@@ -1,6 +1,6 @@
 """LaTen: locate, then align. Pre-Align transfer of arXiv:2505.14436.
 
-1. Attribution of layers and neurons in both models, on the extract split.
+1. Scores of layers and neurons in both models, by the option `locator` on the extract split.
 2. A layer map for attention and one for FFN: the source's highest-scoring layers, as many as the target has.
 3. In every mapped layer the best `int(n_target * transfer_rate)` neurons of both models; source rank r meets target rank r.
 4. The source's rows of `up_proj` and `v_proj` and columns of `down_proj` and `o_proj` are read from its files.
@@ -23,12 +23,14 @@ from torch import Generator, Tensor, nn
 from pkt.align.alignment import Options, Schedule, align, encode_all
 from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.errors import ConfigError, DataError, TrainingError
-from pkt.extract.attribution import Attribution, AttributionConfig, attribute
+from pkt.extract.intervene import Sets, of_layers, refined_sets
 from pkt.extract.layers import top_scores
+from pkt.extract.locators import LOCATE_OPTIONS, LocatorOptions, scores_of
 from pkt.extract.neurons import NeuronSet, num_chosen, select
+from pkt.extract.scores import Attribution
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta
-from pkt.methods.base import MethodConfig, fork, method
+from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
@@ -38,7 +40,7 @@ DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
 
 
-class LatenConfig(MethodConfig):
+class LatenConfig(LocatorOptions):
     """Options of LaTen; the defaults are the published values."""
 
     transfer_rate: float = Field(
@@ -74,16 +76,10 @@ class LatenConfig(MethodConfig):
         description="neurons: `summed` scores over the extract split; `per_example`, as released: each step on its own example, "
         "injection on one drawn example",
     )
-    locator: Literal["logprob_gain", "random"] = Field(
-        "logprob_gain",
-        description="how neurons are chosen in both models: by their scores, or at random (a control); layers go by their scores",
-    )
-    attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
     micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
     gradient_checkpointing: bool = Field(
         False, description="recompute the target's activations in the backward pass to save memory"
     )
-    memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
     source_dependence: bool = Field(
         False,
         description="at every step, compare the delta with that of the same hypernetwork fed with noise (a diagnostic; changes nothing)",
@@ -121,25 +117,49 @@ class Located:
     slices: dict[str, Tensor]
 
 
-def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
-    """Choose layers and neurons by summed scores and read the source's slices."""
+def choose(
+    source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]
+) -> tuple[NeuronSet, NeuronSet]:
+    """Layers and neurons of both models by summed scores."""
     of_source, of_target = (a.summed() for a in scores)
     maps = {kind: top_scores(of_source.layers[kind][0], target.dims.layers, source.name) for kind in KINDS}
     every = {kind: list(range(target.dims.layers)) for kind in KINDS}
     chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
-    placed = select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
+    return chosen, select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
+
+
+def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
+    """Choose layers and neurons by summed scores and read the source's slices."""
+    chosen, placed = choose(source, target, scores, num)
     slices = {part: t.to(target.torch_device) for part, t in read_slices(source, chosen).items()}
     return Located(chosen, placed, slices)
 
 
 def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> tuple[Attribution, Attribution]:
     """Scores of both models on the extract split, one model in memory at a time."""
-    per_example = cfg.locate == "per_example"
-    found = [
-        attribute(lm, task.location, style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20)
-        for lm in (source, target)
-    ]
+    found = scores_of((source, target), task, cfg, style, per_example=cfg.locate == "per_example")
     return found[0], found[1]
+
+
+def located_neurons(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> tuple[list[Sets], list[Sets]]:
+    """For every example, the neurons of both models that hold it: the refined ones where the locator names them, else the chosen.
+
+    Raises:
+        ConfigError: neurons are chosen at random.
+    """
+    if cfg.is_random:
+        raise ConfigError(
+            "method.locator: neurons are drawn at random here, which locates nothing; verify another locator (random neurons stand "
+            "beside it)"
+        )
+    scores = attributions(source, target, task, cfg, style)
+    if all(found.refined for found in scores):
+        return refined_sets(scores[0]), refined_sets(scores[1])
+    num, found = counts(target.dims, cfg.transfer_rate), []
+    for e in range(len(task.location)):
+        per_example = (scores[0].example(e), scores[1].example(e)) if cfg.locate == "per_example" else scores
+        found.append(choose(source, target, per_example, num))
+    return [of_layers(s, source.dims) for s, _ in found], [of_layers(t, target.dims) for _, t in found]
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
@@ -157,9 +177,10 @@ def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Ge
     requires=requires,
     splits=("extract", "align"),
     locate=attributions,
-    locate_options=("locate", "attribution"),
+    locate_options=("locate", *LOCATE_OPTIONS),
+    located_neurons=located_neurons,
     no_source=without_source,
-    random_neurons={"locator": "random"},
+    random_neurons={"neurons": "random"},
     learning_rate="lr",
 )
 def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
@@ -196,7 +217,7 @@ def _transfer(
     # one stream each, so that control arms of another size still draw the same batches
     weights, batches, chance = fork(gen), fork(gen), fork(gen)
     scores = attributions(source, target, task, cfg, style)
-    if cfg.locator == "random":
+    if cfg.is_random:
         scores = (scores[0].with_random_neurons(chance), scores[1].with_random_neurons(chance))
     at, into = (counts(target.dims, rate) for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate))
     per_example, num_located = cfg.locate == "per_example", len(task.location)

@@ -25,6 +25,7 @@ class Family:
     layer: str = "model.layers.{i}"
     attention: str = "self_attn"
     ffn: str = "mlp"
+    input_norm: str = "input_layernorm"
     up: str = "mlp.up_proj"
     gate: str = "mlp.gate_proj"
     down: str = "mlp.down_proj"
