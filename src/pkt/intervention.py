@@ -50,6 +50,7 @@ def _measure(run: Run) -> dict[str, Any]:
     from torch import Generator
 
     from pkt.extract.intervene import interventions, mean_and_error
+    from pkt.extract.locators import locator_of
 
     assert run.method.located_neurons is not None
     examples = run.task.location
@@ -66,7 +67,8 @@ def _measure(run: Run) -> dict[str, Any]:
                 mean, error = mean_and_error(getattr(change, what))
                 row[what] = {"mean": mean, "error": error}
             rows.append({**row, "neurons": change.neurons})
-    return {"task": run.task.name, "examples": len(examples), "seed": run.recipe.seed, "models": models, "rows": rows}
+    what = {"method": run.method.name, "locator": locator_of(run.options).name, "task": run.task.name}
+    return {**what, "examples": len(examples), "seed": run.recipe.seed, "models": models, "rows": rows}
 
 
 def table_rows(found: dict[str, Any]) -> list[dict[str, Any]]:

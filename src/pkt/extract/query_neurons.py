@@ -72,9 +72,9 @@ class _Seen:
 
 
 def _score(lm: LM, examples: Sequence[Example], style: str, cfg: QueryNeuronsConfig, memory: int) -> Attribution:
-    gains = attribute(lm, examples, style, per_example=True, memory=memory)
     ids = encode_answers(lm, examples, style)
     with lm.for_location() as model, torch.no_grad():
+        gains = attribute(lm, examples, style, per_example=True, memory=memory)
         unembed, norm = (weight_of(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
         lens = Lens(unembed, norm, memory // 2)
         found = []
