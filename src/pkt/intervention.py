@@ -67,8 +67,8 @@ def _measure(run: Run) -> dict[str, Any]:
                 mean, error = mean_and_error(getattr(change, what))
                 row[what] = {"mean": mean, "error": error}
             rows.append({**row, "neurons": change.neurons})
-    what = {"method": run.method.name, "locator": locator_of(run.options).name, "task": run.task.name}
-    return {**what, "examples": len(examples), "seed": run.recipe.seed, "models": models, "rows": rows}
+    about = {"method": run.method.name, "locator": locator_of(run.options).name, "task": run.task.name}
+    return {**about, "examples": len(examples), "seed": run.recipe.seed, "models": models, "rows": rows}
 
 
 def table_rows(found: dict[str, Any]) -> list[dict[str, Any]]:

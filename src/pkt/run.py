@@ -248,18 +248,22 @@ class Run:
         """Hash of what in the recipe decides a certificate."""
         return key_of(self.recipe.model_dump(mode="json", exclude={"name": True, "export": True, "evaluate": {"arms"}}))
 
-    def inputs(self, *splits: str) -> list[Any]:
-        """Models, method and data that decide a stage's output."""
+    @cached_property
+    def _location(self) -> list[Any] | None:
+        """What decides scores beside models and options, if the method locates."""
         from pkt.extract.locators import location_key
 
+        return location_key(self.task, self.options) if self.method.locate is not None else None
+
+    def inputs(self, *splits: str) -> list[Any]:
+        """Models, method and data that decide a stage's output."""
         data = [fingerprint(self.task.split(name)) for name in splits]
-        locator = location_key(self.task, self.options) if self.method.locate is not None else None
         return [
             *self.source.identity,
             *self.target.identity,
             self.method.name,
             self.method.code,
-            locator,
+            self._location,
             self.style,
             *data,
         ]

@@ -153,6 +153,7 @@ def test_a_changed_option_redoes_what_depends_on_it(pkt, recipe, finished, tmp_p
     ("key", "redone"),
     [
         ("method.attribution.positions=last", {"locate", "align", "inject", "evaluate result"}),
+        ("method.locator=sensitivity", {"locate", "align", "inject", "evaluate result"}),
         ("export.dtype=float32", {"inject"}),
         ("evaluate.limit=2", {"evaluate target", "evaluate source", "evaluate result"}),
         ("dtype=bfloat16", set(STAGES)),
