@@ -165,7 +165,7 @@ class Certification:
                 "no guard against harm: name other tasks in certificate.guard_tasks, or evaluate.perplexity_text"
             )
         if "wrong_task" in self.arms and self.wrong_task is not None:
-            check_locatable(run, self.wrong_task.split("extract"))
+            check_locatable(run, run.task.located_with(self.wrong_task.split("extract")))
         if self.searched:
             if not run.task.split("valid"):
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")

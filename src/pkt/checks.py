@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pkt.errors import DataError
 from pkt.run import Run
-from pkt.tasks.base import Example, Task
+from pkt.tasks.base import Task
 
 
 def check(run: Run) -> None:
@@ -23,18 +21,23 @@ def check(run: Run) -> None:
         for example in run.task.split(name):
             encode(example, run.style, run.target.tokenizer, run.target.dims.context, eos=True)
     if run.method.locate is not None:
-        check_locatable(run, run.task.location)
+        check_locatable(run, run.task)
     if run.recipe.evaluate.arms:
         check_gradable(run, run.task)
 
 
-def check_locatable(run: Run, examples: Sequence[Example]) -> None:
-    """Raise DataError for an example that attribution could not use."""
-    from pkt.tasks.prompts import encode, strip_trailing
+def check_locatable(run: Run, task: Task) -> None:
+    """Raise DataError for an example, or a paraphrase of one, that the method's locator could not use."""
+    from pkt.extract.locators import LocatorOptions, examples_for, locator_of
+    from pkt.tasks.losses import encode_all
 
+    if not isinstance(run.options, LocatorOptions):  # by the loss on responses
+        encode_all(task.location, run.style, run.source, loss_on_prompt=False)
+        return
+    locator = locator_of(run.options)
+    examples = examples_for(task, locator)
     for lm in (run.source, run.target):
-        for example in examples:
-            strip_trailing(encode(example, run.style, lm.tokenizer, lm.dims.context), lm.tokenizer, example)
+        locator.encode(lm, examples, run.style)
 
 
 def check_gradable(run: Run, task: Task) -> None:

@@ -147,15 +147,36 @@ def plan(recipe: RecipeArg, set_: Set = None, device: Device = "auto") -> None:
 
 
 @app.command()
-def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "auto") -> None:
+def locate(
+    recipe: RecipeArg,
+    out_: Out,
+    set_: Set = None,
+    device: Device = "auto",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="silence and double the located neurons, and random ones, and see what the answers lose"
+        ),
+    ] = False,
+) -> None:
     """Stage 1: score layers and neurons of both models on the extract split."""
     from pkt.checks import check
+    from pkt.intervention import check_verifiable, table_rows, verify_location
 
     made = _run(recipe, out_, set_, device)
+    if verify:
+        check_verifiable(made)
     check(made)
     with locked(out_):
         made.start()
         made.locate()
+        found = verify_location(made) if verify else None
+    if found:
+        out.print(table(table_rows(found)))
+        known = ", ".join(f"{role} {m['probability']:.3f}" for role, m in found["models"].items())
+        say(
+            f"change of the answer's probability over {found['examples']} examples; without an intervention it is: {known}"
+        )
     say(f"scores in {out_ / 'neurons'}; next: pkt align {out_}")
 
 

@@ -95,7 +95,8 @@ class Jobs:
             lm = run.source if job.arm == "source" else run.target
             return key_of(*parts, *lm.identity, *self._scoring(job))
         given = self.setting.wrong_examples
-        wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
+        is_wrong = given is not None and job.arm == "wrong_task"
+        wrong = run.method.location_key(run.task.located_with(given), run.options) if is_wrong else None
         parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
         return (
             key_of(*parts, fingerprint(run.task.split("valid")))

@@ -7,6 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pkt.align.finetune import FinetuneConfig
+from pkt.align.lora import LoraConfig
+from pkt.extract.scores import Work
 from pkt.models.families import KINDS, PARTS
 from pkt.models.lm import LM
 from pkt.run import Run
@@ -81,13 +84,13 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     source, target, options = run.source, run.target, run.options
     lengths = {name: _mean_tokens(run, name) for name in (*run.method.splits, "test")}
     speed = measured_flops(target.torch_device)
-    rows = []
-    if run.method.locate is not None:
-        rows += [_locate_row(run, role, lengths["extract"], speed) for role in ("source", "target")]
+    rows = _location_rows(run, lengths, speed)
     if getattr(options, "alignment", None) == "activations":
         rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
         rows.append(_align_row(run, lines, lengths["align"], speed))
+    if isinstance(options, FinetuneConfig):
+        rows.append(_finetune_row(run, lengths["train"], speed))
     items = len(run.task.split("test"))
     items = min(items, (run.recipe.evaluate.limit or items) * max(1, len({e.tier for e in run.task.split("test")})))
     new = 1 if run.task.format.ranks else run.task.format.max_new_tokens
@@ -110,17 +113,43 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     return rows, notes
 
 
-def _locate_row(run: Run, role: str, length: float, speed: float) -> dict[str, Any]:
-    lm = run.source if role == "source" else run.target
-    d, extract = lm.dims, len(run.task.split("extract"))
-    neurons = d.layers * (d.ffn + d.attention)
-    flop = (
-        2.0 * neurons * d.width * d.vocab
-        + 12.0 * extract * neurons * d.vocab
-        + 2.0 * extract * lm.parameters() * length
-    )
-    memory = _weights(run, lm) + (getattr(run.options, "memory_mib", 0) << 20)
-    return _row(f"locate in the {role}", flop, memory, speed)
+def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[dict[str, Any]]:
+    """The locator in both models; gradients of the source where its weights are scored."""
+    if run.method.locate is None:
+        return []
+    from pkt.extract.locators import LocatorOptions, examples_for, locator_of, options_of
+
+    options, tokens = run.options, lengths["extract"]
+    if not isinstance(options, LocatorOptions):
+        flop = 6.0 * run.source.parameters() * tokens * len(run.task.location)
+        held = _weights(run, run.source) + 4.0 * run.source.parameters()
+        return [_row("locate in the source", flop, held, speed)]
+    locator = locator_of(options)
+    examples = examples_for(run.task, locator)
+    work = Work(len(examples), sum(1 + len(e.paraphrases) for e in examples), tokens)
+    return [
+        _row(
+            f"locate in the {role}",
+            locator.flop(lm, work, options_of(locator, options)),
+            _weights(run, lm) + (options.memory_mib << 20),
+            speed,
+        )
+        for role, lm in (("source", run.source), ("target", run.target))
+    ]
+
+
+def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
+    """Fine-tuning: forward and backward, with gradients of all weights or of adapters alone."""
+    target, options = run.target, run.options
+    examples, num = len(run.task.split("train")), target.parameters()
+    steps = options.epochs * math.ceil(examples / options.batch_size)
+    d, micro = target.dims, min(options.micro_batch, options.batch_size)
+    widest = micro * tokens * (d.layers * (8 * d.width + 3 * d.ffn) + d.vocab) * 4
+    adapters = isinstance(options, LoraConfig)
+    trained = 2 * options.rank * d.layers * 7 * d.width if adapters else num
+    weights = _weights(run, target) if adapters else 4.0 * num
+    flop = (4.0 if adapters else 6.0) * num * tokens * examples * options.epochs
+    return _row(f"fine-tune, {steps} steps", flop, weights + 12.0 * trained + widest, speed)
 
 
 def _states_rows(run: Run, length: float, speed: float) -> list[dict[str, Any]]:

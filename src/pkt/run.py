@@ -142,10 +142,8 @@ class Run:
             self.method.locate(self.source, self.target, task, self.options, self.style)
             return sorted(self.memo.glob("*.safetensors"))
 
-        found = fingerprint(task.location)
-        key = key_of(
-            stage, self.inputs(*self.method.splits), found, self.method.locate_key(self.options), self.recipe.dtype
-        )
+        found = self.method.location_key(task, self.options)
+        key = key_of(stage, self.inputs(*self.method.splits), found, self.recipe.dtype)
         self.stages.run(stage, key, make)
 
     def align(self) -> Delta:
@@ -266,18 +264,19 @@ class Run:
         """Hash of what in the recipe decides a certificate."""
         return key_of(self.recipe.model_dump(mode="json", exclude={"name": True, "export": True, "evaluate": {"arms"}}))
 
+    @cached_property
+    def _location(self) -> list[Any] | None:
+        return self.method.location_key(self.task, self.options)
+
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
-        from pkt.extract.attribution import VERSION as ATTRIBUTION
-
         data = [fingerprint(self.task.split(name)) for name in splits]
-        locator = ATTRIBUTION if self.method.locate is not None else None
         return [
             *self.source.identity,
             *self.target.identity,
             self.method.name,
             self.method.code,
-            locator,
+            self._location,
             self.style,
             *data,
         ]

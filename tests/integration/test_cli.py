@@ -51,8 +51,8 @@ def test_methods_lists_them_and_every_option(pkt):
     rows = {line.split()[0]: line for line in pkt("methods", "laten").out.splitlines() if line[:1].isalpha()}
     config = METHODS.get("laten").config
     for name, field in config.model_fields.items():
-        if name == "attribution":
-            assert {"attribution.scale", "attribution.positions"} <= rows.keys()
+        if hasattr(field.annotation, "model_fields"):
+            assert {f"{name}.{option}" for option in field.annotation.model_fields} <= rows.keys()
             continue
         assert repr(field.default) in rows[name]
         assert (field.description or "").split()[0] in rows[name]

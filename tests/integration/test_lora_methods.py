@@ -227,7 +227,9 @@ def test_arms_of_seeking_differ_and_no_source_is_lora(tiny_source, tiny_target):
         "random_neurons",
         "wrong_task",
     )
-    assert all(missing(method, arm, has_wrong_task=True) is None for arm in arms if arm != "real_source")
+    assert all(
+        missing(method, options("seeking"), arm, has_wrong_task=True) is None for arm in arms if arm != "real_source"
+    )
     deltas = {arm: transfer(arm, setting, options("seeking"), 0) for arm in arms}
     bytes_ = {arm: d.changes[0, "up"].a.numpy().tobytes() for arm, d in deltas.items()}
     assert (
@@ -239,7 +241,7 @@ def test_arms_of_seeking_differ_and_no_source_is_lora(tiny_source, tiny_target):
     for name in ("lora", "pissa", "sft", "random_init"):
         found = METHODS.get(name)
         assert not found.reads_source
-        assert all(missing(found, arm, has_wrong_task=True) for arm in arms[1:])
+        assert all(missing(found, options(name), arm, has_wrong_task=True) for arm in arms[1:])
 
 
 def test_bad_pairs_and_options_are_refused_with_names(tiny_source, tiny_target, make_lm):

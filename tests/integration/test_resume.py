@@ -98,7 +98,7 @@ def test_stopped_inside_a_stage(pkt, recipe, finished, tmp_path, monkeypatch, st
 
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        for module in ("pkt.extract.attribution", "pkt.inject.delta", "pkt.inject.export"):
+        for module in ("pkt.extract.scores", "pkt.inject.delta", "pkt.inject.export"):
             patch.setattr(f"{module}.save_tensors", stop_while_writing)
         assert pkt("run", recipe(), "--out", folder).code == 130
     assert not temporaries(folder)
@@ -153,6 +153,7 @@ def test_a_changed_option_redoes_what_depends_on_it(pkt, recipe, finished, tmp_p
     ("key", "redone"),
     [
         ("method.attribution.positions=last", {"locate", "align", "inject", "evaluate result"}),
+        ("method.locator=sensitivity", {"locate", "align", "inject", "evaluate result"}),
         ("export.dtype=float32", {"inject"}),
         ("evaluate.limit=2", {"evaluate target", "evaluate source", "evaluate result"}),
         ("dtype=bfloat16", set(STAGES)),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pkt.errors import UnsupportedModelError
-from pkt.extract.sensitivity import each_sensitivity
+from pkt.extract.scores import locate
+from pkt.extract.sensitivity import each_sensitivity, sensitivity
 from pkt.tasks.losses import encode_all, example_losses
 from pkt.tasks.sources import task
 
@@ -92,3 +93,28 @@ def test_only_one_gradient_at_a_time(make_lm, examples):
             lm, examples[:1], "plain", lambda *_: held.append(sum(p.grad is not None for p in model.parameters()))
         )
     assert set(held) == {0}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_neurons_and_layers_sum_their_weights(make_lm, examples, family):
+    lm = make_lm(family, "source")
+    found = locate(sensitivity, lm, examples, "plain", per_example=True)
+    every, dims = gathered(lm, examples), lm.dims
+    for e in range(len(examples)):
+        for layer in range(dims.layers):
+            s = {
+                part: every[e, f"{lm.family.module(part, layer)}.weight"]
+                for part in ("q", "k", "v", "o", "gate", "up", "down")
+            }
+            for n in (0, 17, dims.ffn - 1):
+                expected = s["gate"][n].sum() + s["up"][n].sum() + s["down"][:, n].sum()
+                torch.testing.assert_close(found.neurons["ffn"][e, layer, n], expected)
+            for n in range(dims.attention):
+                head, channel = divmod(n, dims.head_dim)
+                row = head // (dims.heads // dims.kv_heads) * dims.head_dim + channel
+                torch.testing.assert_close(
+                    found.neurons["attention"][e, layer, n], s["v"][row].sum() + s["o"][:, n].sum()
+                )
+            torch.testing.assert_close(found.layers["ffn"][e, layer], s["gate"].sum() + s["up"].sum() + s["down"].sum())
+            total = s["q"].sum() + s["k"].sum() + s["v"].sum() + s["o"].sum()
+            torch.testing.assert_close(found.layers["attention"][e, layer], total)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,8 +20,8 @@ from torch import Generator
 from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_rank
 from pkt.align.low_rank import low_rank
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
-from pkt.extract.memo import remembered
 from pkt.inject.delta import Key, LowRank
+from pkt.memo import remembered
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
 from pkt.tasks.base import Task, fingerprint
@@ -65,12 +65,16 @@ def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
         check_same_tokens(source, target, "an adapter on the embeddings (method.embeddings)")
 
 
+def location_key(task: Task, cfg: SourceStartConfig) -> list[Any]:
+    """What decides `locate_blocks`, beside models and prompt style."""
+    return [VERSION, fingerprint(task.location), cfg.model_dump(include=set(LOCATE_OPTIONS))]
+
+
 def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, style: str) -> LocatedBlocks:
     """Layers and blocks of the source by sensitivity on the examples to locate with, kept in its memo."""
     keys = adapted(target, cfg)
     sizes = {f"{layer} {part}": shape for (layer, part), shape in shapes(target, keys).items()}
-    asked = [fingerprint(task.location), style, sizes, cfg.model_dump(include=set(LOCATE_OPTIONS))]
-    parts = [VERSION, *source.identity, source.dtype, target.dims.layers, *asked]
+    parts = [*source.identity, source.dtype, target.dims.layers, sizes, style, location_key(task, cfg)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = source.memo / f"blocks-{digest[:16]}.safetensors" if source.memo else None
 

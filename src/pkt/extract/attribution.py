@@ -14,36 +14,28 @@ E examples, L layers, N neurons of a layer, D width.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from torch import Generator, Tensor
+from torch import Tensor
 
 from pkt.config import Section
 from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
-from pkt.files import HEADER, save_tensors
+from pkt.extract.scores import Attribution, Locator, Work, encode_answers, locate
 from pkt.models.families import KINDS
-from pkt.models.hooks import record
+from pkt.models.hooks import eager_attention, record, weight_of
 from pkt.models.lm import LM
 from pkt.progress import track
-from pkt.tasks.base import Example, fingerprint
-from pkt.tasks.prompts import encode, strip_trailing
+from pkt.tasks.base import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-log = logging.getLogger(__name__)
+__all__ = ["Attribution", "AttributionConfig", "attribute", "logprob_gain"]
 
 
 class AttributionConfig(Section):
@@ -59,36 +51,6 @@ class AttributionConfig(Section):
         description="attended positions that count for attention neurons: `all`, or `last`, the last key position alone, as in "
         "the published code",
     )
-
-
-VERSION = 2
-"""Of the scores: raise it when they change for the same inputs."""
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Scores of all layers and neurons, in nats.
-
-    `layers[kind]` (E, L) and `neurons[kind]` (E, L, N) float32, or (1, ...) where they are summed over examples.
-    """
-
-    layers: dict[str, Tensor]
-    neurons: dict[str, Tensor]
-
-    def summed(self) -> Attribution:
-        """Sums over the examples."""
-        layers, neurons = ({k: t.sum(0, keepdim=True) for k, t in part.items()} for part in (self.layers, self.neurons))
-        return Attribution(layers, neurons)
-
-    def example(self, e: int) -> Attribution:
-        """The scores of one example."""
-        layers, neurons = ({k: t[e : e + 1] for k, t in part.items()} for part in (self.layers, self.neurons))
-        return Attribution(layers, neurons)
-
-    def with_random_neurons(self, gen: Generator) -> Attribution:
-        """The same layers, with neurons in random order."""
-        neurons = {k: torch.rand(t.shape, generator=gen) for k, t in self.neurons.items()}
-        return Attribution(self.layers, neurons)
 
 
 @dataclass(frozen=True)
@@ -122,16 +84,13 @@ def attribute(
     Raises:
         DataError: an example has no scorable token or is longer than the context.
     """
-    cfg = cfg or AttributionConfig()
-    key = _key(lm, examples, style, cfg, per_example)
-    path = lm.memo / f"attribution-{key[:16]}.safetensors" if lm.memo else None
-    known = _read(path) if path else None
-    if known:
-        return known
-    start = time.perf_counter()
-    ids = [strip_trailing(encode(e, style, lm.tokenizer, lm.dims.context), lm.tokenizer, e) for e in examples]
+    return locate(logprob_gain, lm, examples, style, cfg, per_example=per_example, memory=memory)
+
+
+def _attribute(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, memory: int) -> Attribution:
+    ids = encode_answers(lm, examples, style)
     with lm.for_location() as model, torch.no_grad():
-        unembed, norm = (_weight(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
+        unembed, norm = (weight_of(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
         lens = Lens(unembed, norm, memory // 2)
         per = 4 * lm.dims.layers * (lm.dims.ffn + lm.dims.attention + 4 * lm.dims.width)
         size = max(1, memory // 2 // per)
@@ -139,15 +98,10 @@ def attribute(
             _score(model, lm, lens, ids[i : i + size], cfg)
             for i in track(range(0, len(ids), size), f"attribution of {lm.name}")
         ]
-    found = Attribution(
+    return Attribution(
         {k: torch.cat([p.layers[k] for p in parts]) for k in KINDS},
         {k: torch.cat([p.neurons[k] for p in parts]) for k in KINDS},
     )
-    found = found if per_example else found.summed()
-    log.info("scored %s on %d examples in %.1f s", lm.name, len(examples), time.perf_counter() - start)
-    if path:
-        _write(path, found, {"model": lm.name, "weights": lm.digest, "examples": str(len(examples)), "style": style})
-    return found
 
 
 def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], cfg: AttributionConfig) -> Attribution:
@@ -161,7 +115,7 @@ def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], c
         after = before + torch.stack([s.write[kind] for s in sites])
         gains = []
         for layer in range(lm.dims.layers):
-            value_DN = _weight(model, lm.family.module(writer, layer), lm.torch_device)
+            value_DN = weight_of(model, lm.family.module(writer, layer), lm.torch_device)
             act = torch.stack([s.act[kind][layer] for s in sites])
             gains.append(lens.gain(before[:, layer], act, value_DN, scale, answer).cpu())
         neurons[kind] = torch.stack(gains, dim=1)
@@ -188,7 +142,7 @@ def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: Attribut
     def last(kept: dict[str, Tensor], names: list[str], way: str) -> Tensor:
         return torch.stack([kept[f"{name}:{way}"][0, -1].float().to(device) for name in names])
 
-    with record(model, inputs, outputs) as kept, _attention_weights(model, last_only):
+    with record(model, inputs, outputs) as kept, eager_attention(model, last_only):
         for ids in batch:
             result = model.get_submodule(family.decoder)(
                 torch.tensor([ids[:-1]], device=device), use_cache=False, output_attentions=last_only
@@ -228,61 +182,21 @@ def _last_key(attentions: tuple[Tensor, ...], v_L: Tensor, lm: LM) -> Tensor:
     return (value * weight_LH[..., None]).flatten(1)
 
 
-@contextmanager
-def _attention_weights(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Attention weights are returned by the eager implementation only."""
-    before = model.config._attn_implementation
-    if wanted:
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if wanted:
-            model.set_attn_implementation(before)
+def _flop(lm: LM, work: Work, _cfg: AttributionConfig) -> float:
+    d = lm.dims
+    neurons = d.layers * (d.ffn + d.attention)
+    products = 2.0 * neurons * d.width * d.vocab + 12.0 * work.examples * neurons * d.vocab
+    return products + 2.0 * work.examples * lm.parameters() * work.tokens
 
 
-def _weight(model: PreTrainedModel, path: str, device: str) -> Tensor:
-    """A module's weight on `device`, fetched from where accelerate keeps it if the module is offloaded."""
-    module: Any = model.get_submodule(path)
-    if module.weight.device.type != "meta":
-        return module.weight.to(device)
-    from accelerate.utils import align_module_device
-
-    with align_module_device(module):
-        return module.weight.to(device, copy=True)
-
-
-def _key(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, per_example: bool) -> str:
-    parts = [VERSION, *lm.identity, lm.dtype, fingerprint(list(examples)), style, cfg.model_dump(), per_example]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _write(path: Path, found: Attribution, header: dict[str, str]) -> None:
-    tensors = {f"layers.{k}": t for k, t in found.layers.items()} | {
-        f"neurons.{k}": t for k, t in found.neurons.items()
-    }
-    save_tensors(path, tensors, {HEADER: json.dumps(header | {"content": _content(found)}, sort_keys=True)})
-
-
-def _read(path: Path) -> Attribution | None:
-    """The scores in a file; nothing if there is none, or if it is not as it was written."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as f:
-            layers, neurons = ({k: f.get_tensor(f"{part}.{k}") for k in KINDS} for part in ("layers", "neurons"))
-            content = json.loads((f.metadata() or {}).get(HEADER, "{}")).get("content")
-    except (SafetensorError, ValueError):
-        content = None
-    if content is None or content != _content(Attribution(layers, neurons)):
-        log.warning("%s is damaged; made anew", path)
-        return None
-    return Attribution(layers, neurons)
-
-
-def _content(found: Attribution) -> str:
-    total = hashlib.sha256()
-    for part in (found.layers, found.neurons):
-        for k in KINDS:
-            total.update(part[k].contiguous().numpy().tobytes())
-    return total.hexdigest()
+logprob_gain = Locator(
+    name="logprob_gain",
+    paper="arXiv:2312.12141",
+    version=2,
+    score=_attribute,
+    encode=encode_answers,
+    flop=_flop,
+    config=AttributionConfig,
+    section="attribution",
+)
+"""The change of the answer's log-probability by what a layer or neuron writes, in nats."""

@@ -15,18 +15,19 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from pkt.config import Section
 from pkt.errors import ConfigError
-from pkt.extract.attribution import Attribution, AttributionConfig, attribute
+from pkt.extract.intervene import Sets, of_layers, refined_sets
 from pkt.extract.layers import top_scores
+from pkt.extract.locators import LocatorOptions, scores_key, scores_of
 from pkt.extract.neurons import NeuronSet, num_chosen, select
+from pkt.extract.scores import Attribution
 from pkt.extract.slices import read_slices
 from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
 
 
-class LocationConfig(Section):
+class LocationConfig(LocatorOptions):
     """Options of location; the base of the options of every method that locates."""
 
     transfer_rate: float = Field(
@@ -40,17 +41,9 @@ class LocationConfig(Section):
         description="neurons: `summed` scores over the extract split; `per_example`, as released: each step on its own example, "
         "injection on one drawn example",
     )
-    locator: Literal["logprob_gain", "random"] = Field(
-        "logprob_gain",
-        description="how neurons are chosen in both models: by their scores, or at random (a control); layers go by their scores",
-    )
-    attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
-    memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
 
 
-LOCATE_OPTIONS = ("locate", "attribution")
-"""Options that decide what `attributions` finds."""
-RANDOM_NEURONS: dict[str, Any] = {"locator": "random"}
+RANDOM_NEURONS: dict[str, Any] = {"neurons": "random"}
 """Options of the control arm of that name."""
 
 
@@ -88,26 +81,29 @@ def attributions(
     source: LM, target: LM, task: Task, cfg: LocationConfig, style: str
 ) -> tuple[Attribution, Attribution]:
     """Scores of both models on the extract split, one model in memory at a time."""
-    per_example = cfg.locate == "per_example"
-    found = [
-        attribute(lm, task.location, style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20)
-        for lm in (source, target)
-    ]
+    found = scores_of((source, target), task, cfg, style, per_example=cfg.locate == "per_example")
     return found[0], found[1]
+
+
+def location_key(task: Task, cfg: LocationConfig) -> list[Any]:
+    """What decides `attributions`, beside models and prompt style."""
+    return [*scores_key(task, cfg), cfg.locate]
 
 
 def ordered_scores(
     source: LM, target: LM, task: Task, cfg: LocationConfig, style: str, gen: Generator
 ) -> tuple[Attribution, Attribution]:
-    """The scores that neurons are chosen by: `attributions`, or with the locator `random` neurons in random order."""
+    """The scores that neurons are chosen by: `attributions`, or neurons in random order if they are drawn."""
     of_source, of_target = attributions(source, target, task, cfg, style)
-    if cfg.locator == "random":
+    if cfg.is_random:
         return of_source.with_random_neurons(gen), of_target.with_random_neurons(gen)
     return of_source, of_target
 
 
-def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
-    """Choose layers and neurons by summed scores and read the source's slices.
+def choose(
+    source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]
+) -> tuple[NeuronSet, NeuronSet]:
+    """Layers and neurons of both models by summed scores.
 
     Args: num neurons per layer, by kind.
     """
@@ -115,9 +111,37 @@ def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num:
     maps = {kind: top_scores(of_source.layers[kind][0], target.dims.layers, source.name) for kind in KINDS}
     every = {kind: list(range(target.dims.layers)) for kind in KINDS}
     chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
-    placed = select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
+    return chosen, select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
+
+
+def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
+    """Choose layers and neurons by summed scores and read the source's slices."""
+    chosen, placed = choose(source, target, scores, num)
     slices = {part: t.to(target.torch_device) for part, t in read_slices(source, chosen).items()}
     return Located(chosen, placed, slices)
+
+
+def located_neurons(
+    source: LM, target: LM, task: Task, cfg: LocationConfig, style: str
+) -> tuple[list[Sets], list[Sets]]:
+    """For every example, the neurons of both models that hold it: the refined ones where the locator names them, else the chosen.
+
+    Raises:
+        ConfigError: neurons are chosen at random.
+    """
+    if cfg.is_random:
+        raise ConfigError(
+            "method.locator: neurons are drawn at random here, which locates nothing; verify another locator (random neurons stand "
+            "beside it)"
+        )
+    scores = attributions(source, target, task, cfg, style)
+    if all(found.refined for found in scores):
+        return refined_sets(scores[0]), refined_sets(scores[1])
+    num, found = counts(target.dims, cfg.transfer_rate), []
+    for e in range(len(task.location)):
+        per_example = (scores[0].example(e), scores[1].example(e)) if cfg.locate == "per_example" else scores
+        found.append(choose(source, target, per_example, num))
+    return [of_layers(s, source.dims) for s, _ in found], [of_layers(t, target.dims) for _, t in found]
 
 
 def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> dict[str, dict]:

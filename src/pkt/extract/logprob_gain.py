@@ -84,6 +84,15 @@ class Lens:
         """
         return (state_BD * self.rows(answer_B)).sum(-1) - self.log_normalizer(state_BD)
 
+    def gradient(self, state_ED: Tensor, answer_E: Tensor) -> Tensor:
+        """Gradient of `logprob` in the scaled state, (E, D) float32: the answer's row less the mean row under the distribution."""
+        norm_E = self.log_normalizer(state_ED)
+        mean_ED = torch.zeros_like(state_ED)
+        for part in self._vocabulary(self._tile(state_ED.shape[1], len(state_ED))[0]):
+            rows_vD = self.rows(part)
+            mean_ED.addmm_(torch.exp(state_ED @ rows_vD.T - norm_E[:, None]), rows_vD)
+        return self.rows(answer_E) - mean_ED
+
     def gain(self, base_ED: Tensor, act_EN: Tensor, value_DN: Tensor, scale_E: Tensor, answer_E: Tensor) -> Tensor:
         """Score every neuron for every example.
 

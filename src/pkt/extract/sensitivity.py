@@ -1,7 +1,13 @@
 """Sensitivity: how much the loss of an example would change if a weight were gone, to first order, `|w dL/dw|`.
 
 `each_sensitivity` streams it, one parameter of one example at a time, so that no more than one parameter's gradient is in memory
-beside the model and the activations. (arXiv:2310.11451, section 3.1.)
+beside the model and the activations (arXiv:2310.11451, section 3.1). The locator sums it over what belongs to a neuron or a layer:
+
+1. FFN neuron: its rows of `gate_proj` and `up_proj` and its column of `down_proj`
+2. attention neuron: its column of `o_proj` and its row of `v_proj`, which the heads of a group share
+3. layer: all of `q_proj`, `k_proj`, `v_proj` and `o_proj` (attention), of `gate_proj`, `up_proj` and `down_proj` (FFN)
+
+Weights alone count, not biases.
 """
 
 from __future__ import annotations
@@ -13,17 +19,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pkt.config import Section
 from pkt.errors import UnsupportedModelError
+from pkt.extract.scores import Attribution, Locator, Work
 from pkt.models.determinism import deterministic
+from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.progress import track
 from pkt.tasks.base import Example
-from pkt.tasks.losses import encode_all, example_losses
+from pkt.tasks.losses import Encoded, encode_all, example_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Consume = Callable[[int, str, Tensor], None]
+TENSORS = {"ffn": ("gate", "up", "down"), "attention": ("q", "k", "v", "o")}
+"""The matrices of a layer, by kind."""
 
 
 def each_sensitivity(
@@ -94,3 +105,48 @@ def _not_finite(lm: LM, model: PreTrainedModel, what: str) -> UnsupportedModelEr
     return UnsupportedModelError(
         f"{lm.name}: {what} is not finite in {model.dtype}; set dtype=float32 or dtype=bfloat16 in the recipe"
     )
+
+
+def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[Encoded]:
+    return encode_all(examples, style, lm, loss_on_prompt=False)
+
+
+def _score(lm: LM, examples: Sequence[Example], style: str, _cfg: Section, _memory: int) -> Attribution:
+    d = lm.dims
+    layers = {kind: torch.zeros(len(examples), d.layers) for kind in KINDS}
+    neurons = {kind: torch.zeros(len(examples), d.layers, d.neurons(kind)) for kind in KINDS}
+    rows = torch.tensor([d.v_row(j) for j in range(d.attention)])
+    at = {
+        f"{lm.family.module(part, layer)}.weight": (kind, part, layer)
+        for kind, parts in TENSORS.items()
+        for part in parts
+        for layer in range(d.layers)
+    }
+
+    def add(example: int, name: str, s: Tensor) -> None:
+        kind, part, layer = at[name]
+        layers[kind][example, layer] += s.sum().cpu()
+        if part in ("gate", "up"):
+            neurons[kind][example, layer] += s.sum(1).cpu()
+        elif part == "v":
+            neurons[kind][example, layer] += s.sum(1).cpu()[rows]
+        elif part in ("down", "o"):
+            neurons[kind][example, layer] += s.sum(0).cpu()
+
+    each_sensitivity(lm, examples, style, add, at)
+    return Attribution(layers, neurons)
+
+
+def _flop(lm: LM, work: Work, _cfg: Section) -> float:
+    return 6.0 * lm.parameters() * work.examples * work.tokens
+
+
+sensitivity = Locator(
+    name="sensitivity",
+    paper="arXiv:2310.11451",
+    version=1,
+    score=_score,
+    encode=_encode,
+    flop=_flop,
+)
+"""Sums of `|w dL/dw|` over a neuron's weights, in nats."""

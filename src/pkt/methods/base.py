@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pkt.config import Section
 from pkt.models.checkpoint import file_digest
+from pkt.tasks.base import fingerprint
 
 if TYPE_CHECKING:
     from torch import Generator
 
+    from pkt.extract.intervene import Sets
     from pkt.inject.delta import Delta
     from pkt.models.lm import LM
     from pkt.tasks.base import Task
@@ -45,8 +47,10 @@ class Method:
     """Splits of the task that the method reads."""
     locate: Callable[[LM, LM, Task, Any, str], Any] | None = None
     """Scores both models, through the memo of their handles, so that it can run as a stage of its own."""
-    locate_options: tuple[str, ...] = ()
-    """Options that decide what `locate` finds."""
+    location: Callable[[Task, Any], list[Any]] | None = None
+    """What decides what `locate` finds beside models and prompt style, as JSON values; None: the examples and all options."""
+    located_neurons: Callable[[LM, LM, Task, Any, str], tuple[list[Sets], list[Sets]]] | None = None
+    """For every example to locate with, the neurons of source and target that hold it: `pkt locate --verify` intervenes on them."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
     no_source: Function | None = None
@@ -67,14 +71,26 @@ class Method:
                 f"method {self.name} trains on what it reads: declare `no_source`, or say in `without` why it has none"
             )
 
-    def locate_key(self, cfg: MethodConfig) -> dict[str, Any]:
-        """The options that decide what `locate` finds."""
-        return cfg.model_dump(include=set(self.locate_options))
+    def location_key(self, task: Task, cfg: MethodConfig) -> list[Any] | None:
+        """What decides what `locate` finds, beside models and prompt style; None where there is nothing to locate."""
+        if self.locate is None:
+            return None
+        if self.location is None:
+            return [fingerprint(task.location), cfg.model_dump()]
+        return self.location(task, cfg)
 
     @cached_property
     def code(self) -> list[str]:
         """Hashes of the files of a user's own method, so that a changed method is run again."""
-        own = (self.function, self.requires, self.locate, self.no_source, self.without_for)
+        own = (
+            self.function,
+            self.requires,
+            self.locate,
+            self.location,
+            self.located_neurons,
+            self.no_source,
+            self.without_for,
+        )
         files = {inspect.getsourcefile(f) for f in own if inspect.isfunction(f) and not f.__module__.startswith("pkt.")}
         return [file_digest(Path(file)) for file in sorted(filter(None, files))]
 

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from pkt.errors import DataError
 from pkt.extract.location import (
-    LOCATE_OPTIONS,
     RANDOM_NEURONS,
     LocationConfig,
     attributions,
@@ -28,6 +27,8 @@ from pkt.extract.location import (
     counts,
     describe_layers,
     locate,
+    located_neurons,
+    location_key,
     ordered_scores,
 )
 from pkt.extract.slices import place, read_slices
@@ -58,7 +59,8 @@ def requires(source: LM, target: LM, cfg: DirectConfig) -> None:
     requires=requires,
     splits=("extract",),
     locate=attributions,
-    locate_options=LOCATE_OPTIONS,
+    location=location_key,
+    located_neurons=located_neurons,
     random_neurons=RANDOM_NEURONS,
 )
 def direct(source: LM, target: LM, task: Task, cfg: DirectConfig, gen: Generator, *, style: str) -> Delta:

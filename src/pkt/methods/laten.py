@@ -1,6 +1,6 @@
 """LaTen: locate, then align. Pre-Align transfer of arXiv:2505.14436.
 
-1. Attribution of layers and neurons in both models, on the extract split.
+1. Scores of layers and neurons in both models, by the option `locator` on the extract split.
 2. A layer map for attention and one for FFN: the source's highest-scoring layers, as many as the target has.
 3. In every mapped layer the best `int(n_target * transfer_rate)` neurons of both models; source rank r meets target rank r.
 4. The source's rows of `up_proj` and `v_proj` and columns of `down_proj` and `o_proj` are read from its files.
@@ -26,10 +26,8 @@ from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.align.moments import Goal, MomentLoss, goal_maker
 from pkt.align.objectives import LanguageLoss, Passes
 from pkt.errors import ConfigError, DataError, TrainingError
-from pkt.extract.attribution import Attribution
 from pkt.extract.layers import top_scores
 from pkt.extract.location import (
-    LOCATE_OPTIONS,
     RANDOM_NEURONS,
     Located,
     LocationConfig,
@@ -38,8 +36,11 @@ from pkt.extract.location import (
     counts,
     describe_layers,
     locate,
+    located_neurons,
+    location_key,
     ordered_scores,
 )
+from pkt.extract.scores import Attribution
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta, Key
 from pkt.methods.base import fork, method
@@ -47,7 +48,7 @@ from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
-from pkt.tasks.base import Task
+from pkt.tasks.base import Task, fingerprint
 
 DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
@@ -130,6 +131,12 @@ def lacking(cfg: LatenConfig) -> dict[str, str]:
     return {"no_source": f"without a source there is nothing to train for: method.alignment is {cfg.alignment}"}
 
 
+def location(task: Task, cfg: LatenConfig) -> list[Any]:
+    """What decides `locations`."""
+    states = [fingerprint(task.split("align"))] if cfg.alignment == "activations" else []
+    return [*location_key(task, cfg), cfg.alignment, *states]
+
+
 def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
     """The control: the entries of the delta are trained themselves, from zero, in the same rows with the same penalty."""
     if "no_source" in (reasons := lacking(cfg)):
@@ -147,7 +154,8 @@ def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Ge
     requires=requires,
     splits=("extract", "align"),
     locate=locations,
-    locate_options=(*LOCATE_OPTIONS, "alignment"),
+    location=location,
+    located_neurons=located_neurons,
     no_source=without_source,
     random_neurons=RANDOM_NEURONS,
     without_for=lacking,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Generator
 
 from pkt.align.lora import tune_lora
-from pkt.align.source_start import LOCATE_OPTIONS, SourceStartConfig, check_pair, locate_blocks, source_start
+from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_start
 from pkt.inject.delta import Delta
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
@@ -38,7 +38,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, g
     requires=requires,
     splits=("extract", "train"),
     locate=locate_blocks,
-    locate_options=LOCATE_OPTIONS,
+    location=location_key,
     no_source=without_source,
     random_neurons={"blocks": "random"},
     learning_rate="lr",

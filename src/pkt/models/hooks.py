@@ -1,11 +1,15 @@
-"""Recording what modules of a stock model read and write, through hooks that are removed on exit."""
+"""Reading a loaded stock model: what its modules read and write, through hooks that are removed on exit, and their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -46,3 +50,27 @@ def record(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
+    """Attention weights are returned by the eager implementation only."""
+    before = model.config._attn_implementation
+    if wanted:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if wanted:
+            model.set_attn_implementation(before)
+
+
+def weight_of(model: PreTrainedModel, path: str, device: str) -> Tensor:
+    """A module's weight on `device`, fetched from where accelerate keeps it if the module is offloaded."""
+    module: Any = model.get_submodule(path)
+    if module.weight.device.type != "meta":
+        return module.weight.to(device)
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        return module.weight.to(device, copy=True)

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pkt.errors import ShapeError, UnsupportedModelError
-from pkt.files import HEADER, save_tensors
+from pkt.memo import remembered
 from pkt.models.hooks import record
 from pkt.progress import track
 
 if TYPE_CHECKING:
     from pkt.models.lm import LM
-
-log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the states: raise it when they change for the same inputs."""
@@ -49,15 +44,13 @@ def residuals(lm: LM, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> di
     if lm.memo is None:
         return _record(lm, ids, layers) if layers else {}
     path = lm.memo / f"residuals-{_key(lm, ids)[:16]}.safetensors"
-    known = _read(path, layers)
-    if known is None:
-        every = _record(lm, ids, range(lm.dims.layers))
-        content = {str(layer): _digest(state_PD) for layer, state_PD in every.items()}
-        header = {"model": lm.name, "weights": lm.digest, "texts": len(ids), "content": content}
-        tensors = {str(layer): state_PD for layer, state_PD in every.items()}
-        save_tensors(path, tensors, {HEADER: json.dumps(header, sort_keys=True)})
-        known = {layer: every[layer] for layer in layers}
-    return known
+    header = {"model": lm.name, "weights": lm.digest, "texts": str(len(ids))}
+
+    def make() -> dict[str, Tensor]:
+        return {str(layer): state_PD for layer, state_PD in _record(lm, ids, range(lm.dims.layers)).items()}
+
+    found = remembered(path, header, make, [str(layer) for layer in layers])
+    return {layer: found[str(layer)] for layer in layers}
 
 
 def _record(lm: LM, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
@@ -79,23 +72,3 @@ def _record(lm: LM, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict
 def _key(lm: LM, ids: Sequence[Sequence[int]]) -> str:
     parts = [VERSION, *lm.identity, lm.dtype, [list(text) for text in ids]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _digest(state_PD: Tensor) -> str:
-    return hashlib.sha256(state_PD.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _read(path: Path, layers: Sequence[int]) -> dict[int, Tensor] | None:
-    """The states in a file; nothing if there is none, or if it is not as it was written."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as f:
-            content = json.loads((f.metadata() or {}).get(HEADER, "{}")).get("content", {})
-            states = {layer: f.get_tensor(str(layer)) for layer in layers}
-    except (SafetensorError, ValueError):
-        content, states = {}, {}
-    if content and all(_digest(state_PD) == content.get(str(layer)) for layer, state_PD in states.items()):
-        return states
-    log.warning("%s is damaged; made anew", path)
-    return None

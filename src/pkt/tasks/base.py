@@ -36,6 +36,8 @@ class Example:
     """Group of test items that is reported by itself (nano: known, located, aligned, new, skill)."""
     choices: tuple[str, ...] = ()
     """The texts that are ranked by likelihood; empty where the model generates."""
+    paraphrases: tuple[str, ...] = ()
+    """Other users' texts that ask the same and have the same response, where the data has some."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Task:
     """Reads one split; raises DataError where the source does not have it."""
     origin: str
     """Where the data comes from, for provenance: `nano`, a folder, or a data set on the hub."""
+    rephrase: Callable[[Example], Sequence[str]] | None = None
+    """Other user's texts that ask what an example asks; None means those that the example holds."""
     located_on: Sequence[Example] | None = None
     """Examples to locate with in place of the extract split, for a control arm."""
     _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
@@ -68,6 +72,26 @@ class Task:
         if name not in self._splits:
             self._splits[name] = self.load(name)
         return self._splits[name]
+
+    def paraphrases(self, example: Example) -> list[Example]:
+        """The example asked in other words, with the same response. None of them stands in a split that the example does not."""
+        texts = self.rephrase(example) if self.rephrase else example.paraphrases
+        if not texts:
+            return []
+        held = [{e.prompt for e in self._present(name)} for name in SPLITS]
+        known = {example.prompt}.union(*(prompts for prompts in held if example.prompt not in prompts))
+        found = [text for text in dict.fromkeys(texts) if text not in known]
+        return [
+            replace(example, id=f"{example.id}, wording {i}", prompt=text, paraphrases=())
+            for i, text in enumerate(found, 1)
+        ]
+
+    def _present(self, name: str) -> list[Example]:
+        """A split, or nothing where the data has none of that name."""
+        try:
+            return self.split(name)
+        except DataError:
+            return []
 
     def without_test_items(self) -> Task:
         """This task with all other splits rid of examples whose prompt stands in the test split; says which were dropped."""
@@ -101,5 +125,7 @@ class Task:
 
 def fingerprint(examples: list[Example]) -> str:
     """Hash of the content of examples, in order."""
-    text = json.dumps([asdict(e) for e in examples], sort_keys=True, ensure_ascii=True)
+    # a field that is new and empty leaves older hashes as they are
+    rows = [{k: v for k, v in asdict(e).items() if k != "paraphrases" or v} for e in examples]
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

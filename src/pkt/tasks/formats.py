@@ -1,6 +1,7 @@
 """The formats of the four benchmarks: how rows become examples, and how outputs are graded.
 
 Split rows have `messages`, one user's and one assistant's; nano rows add `id`, `unit`, `tier`, `answer` and `choices`.
+Any split row may have `paraphrases`, other user texts with the same response.
 Test rows have the fields of the public test sets. Prompts and grading follow Open-Instruct's protocol, except that numbers
 are compared by value: -3 is not 3, and 18.00 is 18.
 """
@@ -64,6 +65,9 @@ class Format:
             raise DataError(
                 f"{where}: field messages: no answer in the assistant's {response[-60:]!r}; expected {expected}"
             )
+        paraphrases = _optional(row, "paraphrases", list, where, [])
+        if not all(isinstance(text, str) and text.strip() for text in paraphrases):
+            raise DataError(f"{where}: field paraphrases holds {paraphrases!r}, expected user texts that are not empty")
         return Example(
             id=name,
             prompt=user,
@@ -72,6 +76,7 @@ class Format:
             unit=_optional(row, "unit", str, where, _optional(row, "category", str, where, name)),
             tier=_optional(row, "tier", str, where, ""),
             choices=choices,
+            paraphrases=tuple(text.strip() for text in paraphrases),
         )
 
 

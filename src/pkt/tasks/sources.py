@@ -64,7 +64,7 @@ def task(name: str, data: str | Path | None = None) -> Task:
                 f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data"
             )
         form = replace(FORMATS[name.removeprefix("nano/")], max_new_tokens=NANO_TOKENS, stop=())
-        return Task(name, form, lambda split: _nano(form, split), "nano")
+        return Task(name, form, lambda split: _nano(form, split), "nano", _nano_wordings)
     form = FORMATS[name]
     if data is None:
         return Task(name, form, _Dealt(form).split, f"hub {HUB[name][0]}")
@@ -78,6 +78,22 @@ def _nano(form: Format, split: str) -> list[Example]:
     from pkt.nano import world
 
     return [form.from_messages(row, row["id"]) for row in world.splits(form.name)[split]]
+
+
+def _nano_wordings(example: Example) -> list[str]:
+    """The wordings of a nano question, of any task, without those that stand in a split of its task."""
+    from pkt.nano import world
+
+    for task in world.TASKS:
+        if example.unit not in world.table(task).entries:
+            continue
+        asked = [world.wordings(task, example.unit, "", skill=skill) for skill in (False, True)]
+        for rows in (rows for groups in asked for rows in groups):
+            texts = [row["messages"][0]["content"] for row in rows]
+            if example.prompt in texts:
+                held = world.heldout_prompts(task)
+                return [text for text in texts if text not in held]
+    return []
 
 
 def _folder(form: Format, folder: Path, split: str) -> list[Example]:

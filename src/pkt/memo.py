@@ -1,0 +1,63 @@
+"""What was computed on a model, kept in files that verify themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pkt.files import HEADER, save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def remembered(
+    path: Path | None,
+    header: dict[str, str],
+    make: Callable[[], dict[str, Tensor]],
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors in a file; made, and written to it, if it is missing or not as it was written. No path: made.
+
+    Args:
+        header: what the tensors are, for people.
+        names: the tensors that are wanted; None means all. The others are not read.
+    """
+    known = _read(path, names) if path else None
+    if known is not None:
+        return known
+    found = make()
+    if path:
+        content = {name: _digest(name, tensor) for name, tensor in found.items()}
+        save_tensors(path, found, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
+    return found if names is None else {name: found[name] for name in names}
+
+
+def _read(path: Path, names: Sequence[str] | None) -> dict[str, Tensor] | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as f:
+            content = json.loads((f.metadata() or {}).get(HEADER, "{}")).get("content", {})
+            found = {name: f.get_tensor(name) for name in (f.keys() if names is None else names)}
+    except (SafetensorError, ValueError):
+        content, found = {}, {}
+    whole = names is not None or found.keys() == content.keys()
+    if content and whole and all(_digest(name, tensor) == content.get(name) for name, tensor in found.items()):
+        return found
+    log.warning("%s is damaged; made anew", path)
+    return None
+
+
+def _digest(name: str, tensor: Tensor) -> str:
+    plain = tensor.contiguous()
+    about = f"{name} {plain.dtype} {list(plain.shape)}".encode()
+    return hashlib.sha256(about + plain.numpy().tobytes()).hexdigest()
