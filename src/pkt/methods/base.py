@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pkt.config import Section
 from pkt.models.checkpoint import file_digest
+from pkt.tasks.base import UNLABELLED
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -42,7 +43,7 @@ class Method:
     requires: Callable[[LM, LM, Any], None]
     """Raises UnsupportedModelError when the pair lacks what the method needs; reads headers only."""
     splits: tuple[str, ...]
-    """Splits of the task that the method reads."""
+    """Splits of the task that the method reads, beside the prompts that an option `unlabelled` may ask for."""
     locate: Callable[[LM, LM, Task, Any, str], Any] | None = None
     """Scores both models, through the memo of their handles, so that it can run as a stage of its own."""
     locate_options: tuple[str, ...] = ()
@@ -69,6 +70,10 @@ class Method:
         """The options that decide what `locate` finds."""
         return cfg.model_dump(include=set(self.locate_options))
 
+    def reads(self, cfg: MethodConfig) -> tuple[str, ...]:
+        """Splits of the task that the method reads with these options."""
+        return (*self.splits, UNLABELLED) if getattr(cfg, UNLABELLED, 0) else self.splits
+
     @cached_property
     def code(self) -> list[str]:
         """Hashes of the files of a user's own method, so that a changed method is run again."""
@@ -82,7 +87,7 @@ class Method:
 
     def __call__(self, source: LM, target: LM, task: Task, cfg: Any, gen: Generator, *, style: str) -> Delta:
         self.requires(source, target, cfg)
-        task.check_disjoint(*self.splits, "test")
+        task.check_disjoint(*self.reads(cfg), "test")
         return self.function(source, target, task, cfg, gen, style=style)
 
 
