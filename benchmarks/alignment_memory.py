@@ -21,9 +21,9 @@ from attribution import make, make_examples
 from pkt.align import alignment
 from pkt.align.alignment import Options, Schedule, encode_all, example_losses
 from pkt.align.hypernetwork import Hypernetwork, penalty
+from pkt.extract.location import counts
 from pkt.extract.neurons import NeuronSet
 from pkt.extract.slices import place, read_slices
-from pkt.methods.laten import counts
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 

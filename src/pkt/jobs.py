@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pkt.align.alignment import encode_all, mean_loss
+from pkt.align.alignment import mean_loss
 from pkt.certify.arms import REAL, Setting, transfer
 from pkt.environment import code
 from pkt.errors import TrainingError, UnsupportedModelError
@@ -34,6 +34,7 @@ from pkt.models.lm import LM
 from pkt.run import Run
 from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
+from pkt.tasks.losses import encode_all
 
 VALIDATION_BATCH = 16
 BROKEN = -1000.0

@@ -54,7 +54,7 @@ def _moved(run: Run) -> tuple[list[dict[str, Any]], dict[str, int]]:
     rate = getattr(run.options, "injection_rate", None) or getattr(run.options, "transfer_rate", None)
     if rate is None:
         return [], {}
-    from pkt.methods.laten import counts
+    from pkt.extract.location import counts
 
     num = counts(run.target.dims, rate)
     rows, lines = [], {}

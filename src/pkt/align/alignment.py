@@ -8,7 +8,7 @@ One step (arXiv:2505.14436, section 3.2):
 3. the loss is the mean over examples of the mean cross-entropy of their tokens, plus the weighted penalty;
 4. the gathered gradient goes through the hypernetwork, the only thing that is trained, and AdamW steps.
 
-B batch, T tokens, D width.
+The losses are those of `pkt.tasks.losses`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from pkt.align.hypernetwork import penalty
 from pkt.errors import TrainingError
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
+from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.progress import track
-from pkt.tasks.base import Example
-from pkt.tasks.prompts import encode
+from pkt.tasks.losses import Encoded, encode_all, example_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = ["Encoded", "Options", "Schedule", "align", "dependence", "encode_all", "example_losses", "mean_loss"]
+
 log = logging.getLogger(__name__)
 
-IGNORED = -100
 ALIGN_EXAMPLES = 15
 """Align examples of one step, beside one extract example."""
 
@@ -67,44 +67,6 @@ class Schedule:
 
 def _cosine(x: float) -> float:
     return (1 - math.cos(math.pi * x)) / 2
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An example as token ids with the labels that count, both (T,)."""
-
-    id: str
-    ids: list[int]
-    labels: list[int]
-
-
-def encode_all(examples: Sequence[Example], style: str, target: LM, *, loss_on_prompt: bool) -> list[Encoded]:
-    """Token ids and labels: the response and the end of sequence count, on request the prompt too."""
-    found = []
-    for example in examples:
-        e = encode(example, style, target.tokenizer, target.dims.context, eos=True)
-        start = 1 if loss_on_prompt else e.response_start
-        found.append(Encoded(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
-    return found
-
-
-def example_losses(model: PreTrainedModel, target: LM, batch: Sequence[Encoded]) -> Tensor:
-    """Mean cross-entropy of each example, (B,) float32 in nats. Padded on the right; only labelled positions get logits."""
-    width = max(len(e.ids) for e in batch)
-    pad = target.tokenizer.pad_token_id
-    device = target.torch_device
-    ids_BT = torch.tensor([e.ids + [pad] * (width - len(e.ids)) for e in batch], device=device)
-    mask_BT = torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in batch], device=device)
-    labels_BT = torch.tensor([e.labels + [IGNORED] * (width - len(e.labels)) for e in batch])[:, 1:]
-    chosen_BT = labels_BT != IGNORED
-    hidden_BTD = model.get_submodule(target.family.decoder)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[
-        0
-    ]
-    hidden = hidden_BTD[:, :-1][chosen_BT.to(hidden_BTD.device)]
-    logits = model.get_submodule(target.family.unembed)(hidden).float()
-    loss = functional.cross_entropy(logits, labels_BT[chosen_BT].to(logits.device), reduction="none")
-    row = torch.arange(len(batch))[:, None].expand_as(labels_BT)[chosen_BT].to(loss.device)
-    return torch.zeros(len(batch), device=loss.device).index_add(0, row, loss) / chosen_BT.sum(1).to(loss.device)
 
 
 @dataclass(frozen=True)
@@ -147,7 +109,7 @@ def align(
     optimizer = torch.optim.AdamW(hyper.parameters(), lr=options.schedule.lr, weight_decay=options.weight_decay)
     history: list[dict[str, float]] = []
     start = time.perf_counter()
-    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), _deterministic():
+    with target.loaded() as model, _checkpointing(model, options.gradient_checkpointing), deterministic():
         for step in track(range(options.steps), "alignment"):
             lr, beta1 = options.schedule.at(step)
             for group in optimizer.param_groups:
@@ -224,21 +186,6 @@ def _check_finite(losses_B: Tensor, batch: Sequence[Encoded], step: int) -> None
             f"step {step + 1}: the loss of example {bad[0]} is not finite (and of {len(bad) - 1} more); lower the learning rate or the "
             f"initial scale"
         )
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """On a GPU, kernels that give the same bytes in every run, where torch has them."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @contextmanager

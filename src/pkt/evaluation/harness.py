@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError, UnsupportedModelError
+from pkt.randomness import own_randomness
 from pkt.tasks.base import Example, Task
 from pkt.tasks.prompts import adds_special_tokens, render
 
@@ -216,19 +217,16 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
     """Plain greedy settings inside; outside, modes, settings, tokenizer and random state as before."""
-    import numpy
-    import torch
     from transformers import GenerationConfig
 
     modes = {module: module.training for module in model.modules()}
     settings = {module: module.generation_config for module in model.modules() if "generation_config" in vars(module)}
     padding = tokenizer.pad_token, tokenizer.padding_side
-    states = random.getstate(), numpy.random.get_state()
     try:
         for module, old in settings.items():  # a repetition penalty there would change greedy decoding
             ends = old.eos_token_id if old.eos_token_id is not None else tokenizer.eos_token_id
             module.generation_config = GenerationConfig(eos_token_id=ends, bos_token_id=old.bos_token_id)
-        with torch.random.fork_rng():
+        with own_randomness():
             yield
     finally:
         for module, mode in modes.items():
@@ -236,5 +234,3 @@ def _untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> It
         for module, old in settings.items():
             module.generation_config = old
         tokenizer.pad_token, tokenizer.padding_side = padding
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])

@@ -24,22 +24,22 @@ def injected(model: Any, delta: Delta) -> Iterator[Any]:
     """
     handles, replaced, embedding = [], [], model.get_input_embeddings().weight
     try:
-        for module, change in _modules(model, delta):
-            if isinstance(module, nn.Linear) and module.weight is not embedding:
+        for module, weight, change in _parameters(model, delta):
+            if isinstance(module, nn.Linear) and weight is module.weight and weight is not embedding:
                 handles.append(module.register_forward_hook(_hook(change)))
                 continue
             if change.entries().requires_grad:
                 raise UnsupportedModelError(
-                    f"{type(module).__name__} is no linear map: no gradient flows through its change"
+                    f"{type(module).__name__}: no gradient flows through a change of anything but a linear map's weight"
                 )
-            replaced.append((module, module.weight.data))
-            module.weight.data = _changed(module.weight.data, change)
+            replaced.append((weight, weight.data))
+            weight.data = _changed(weight.data, change)
         yield model
     finally:
         for handle in handles:
             handle.remove()
-        for module, weight in reversed(replaced):
-            module.weight.data = weight
+        for weight, before in reversed(replaced):
+            weight.data = before
 
 
 def _changed(weight: Tensor, change: Change) -> Tensor:
@@ -59,8 +59,8 @@ def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
 @torch.no_grad()
 def write_(model: nn.Module, delta: Delta) -> None:
     """Add `delta` to the weights of `model` in place, rounding once to their dtype."""
-    for module, change in _modules(model, delta):
-        weight = module.weight.data
+    for _, parameter, change in _parameters(model, delta):
+        weight = parameter.data
         if weight.is_meta:
             raise UnsupportedModelError(
                 "weights that this delta changes are offloaded: export the delta, or load the model without offload"
@@ -68,8 +68,8 @@ def write_(model: nn.Module, delta: Delta) -> None:
         change.add_(weight)
 
 
-def _modules(model: Any, delta: Delta) -> list[tuple[Any, Change]]:
-    """The modules that a delta changes.
+def _parameters(model: Any, delta: Delta) -> list[tuple[Any, nn.Parameter, Change]]:
+    """The parameters that a delta changes, with their modules.
 
     Raises:
         ShapeError: the model lacks one, or a change does not fit.
@@ -77,14 +77,14 @@ def _modules(model: Any, delta: Delta) -> list[tuple[Any, Change]]:
     family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
     found = []
     for (layer, part), change in delta.changes.items():
-        path = getattr(family, part) if layer is None else family.module(part, layer)
+        name = family.tensor(layer, part)
         try:
-            module: Any = model.get_submodule(path)
+            module: Any = model.get_submodule(family.path(layer, part))
+            weight = getattr(module, name.rpartition(".")[2])
         except AttributeError as e:
-            raise ShapeError(f"this delta changes {path}, which the model does not have") from e
-        if not change.fits(list(module.weight.shape)):
-            raise ShapeError(
-                f"this delta does not fit {path} of shape {list(module.weight.shape)}; use the target it was made for"
-            )
-        found.append((module, change))
+            raise ShapeError(f"this delta changes {name}, which the model does not have") from e
+        if weight is None or not change.fits(list(weight.shape)):
+            shape = "none" if weight is None else list(weight.shape)
+            raise ShapeError(f"this delta does not fit {name} of shape {shape}; use the target it was made for")
+        found.append((module, weight, change))
     return found

@@ -128,7 +128,7 @@ class Dense:
 
 Change = Lines | LowRank | Dense
 Key = tuple[int | None, str]
-"""(layer, part): a part of `Family`, with no layer for `embed`, `unembed` and `final_norm`."""
+"""(layer, part): a part of `Family`, with no layer for `embed`, `unembed` and `final_norm`; `q_bias` is the bias of `q`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,8 +183,7 @@ class Delta:
             ShapeError: a change does not fit.
         """
         for (layer, part), change in self.changes.items():
-            path = getattr(target.family, part) if layer is None else target.family.module(part, layer)
-            name = f"{path}.weight"
+            name = target.family.tensor(layer, part)
             shape = target.checkpoint.shape(name)
             if not change.fits(shape):
                 shapes = {k: list(t.shape) for k, t in change.tensors().items()}

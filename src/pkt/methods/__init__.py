@@ -6,6 +6,9 @@ METHODS = Registry(
     "method",
     {
         "laten": "pkt.methods.laten:laten",
+        "lora": "pkt.methods.lora:lora",
+        "pissa": "pkt.methods.pissa:pissa",
+        "sft": "pkt.methods.sft:sft",
     },
     cls="pkt.methods.base:Method",
 )

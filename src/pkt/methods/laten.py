@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -23,14 +22,23 @@ from torch import Generator, Tensor, nn
 from pkt.align.alignment import Options, Schedule, align, encode_all
 from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.errors import ConfigError, DataError, TrainingError
-from pkt.extract.attribution import Attribution, AttributionConfig, attribute
-from pkt.extract.layers import top_scores
-from pkt.extract.neurons import NeuronSet, num_chosen, select
+from pkt.extract.location import (
+    LOCATE_OPTIONS,
+    RANDOM_NEURONS,
+    Located,
+    LocationConfig,
+    attributions,
+    check_pair,
+    counts,
+    describe_layers,
+    locate,
+    ordered_scores,
+)
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta
-from pkt.methods.base import MethodConfig, fork, method
+from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
-from pkt.models.families import KINDS, Dims
+from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
 
@@ -38,14 +46,11 @@ DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
 
 
-class LatenConfig(MethodConfig):
+class LatenConfig(LocationConfig):
     """Options of LaTen; the defaults are the published values."""
 
-    transfer_rate: float = Field(
-        0.1, gt=0, le=1, description="share of a target layer's neurons that is updated, during alignment"
-    )
     injection_rate: float | None = Field(
-        None, gt=0, le=1, description="the same at injection; null means `transfer_rate`"
+        None, gt=0, le=1, description="`transfer_rate` at injection; null means the same"
     )
     steps: int = Field(8, ge=1, description="alignment steps (optimizer updates)")
     schedule_steps: int | None = Field(
@@ -69,77 +74,24 @@ class LatenConfig(MethodConfig):
         1e-2, gt=0, description="factor on the second weight's initial scale when `init` is `fan_in`"
     )
     loss_on_prompt: bool = Field(False, description="count the prompt's tokens in the loss too")
-    locate: Literal["summed", "per_example"] = Field(
-        "summed",
-        description="neurons: `summed` scores over the extract split; `per_example`, as released: each step on its own example, "
-        "injection on one drawn example",
-    )
-    locator: Literal["logprob_gain", "random"] = Field(
-        "logprob_gain",
-        description="how neurons are chosen in both models: by their scores, or at random (a control); layers go by their scores",
-    )
-    attribution: AttributionConfig = Field(AttributionConfig(), description="how neurons are scored")
     micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
     gradient_checkpointing: bool = Field(
         False, description="recompute the target's activations in the backward pass to save memory"
     )
-    memory_mib: int = Field(256, ge=1, description="MiB that attribution may work in, above the model")
     source_dependence: bool = Field(
         False,
         description="at every step, compare the delta with that of the same hypernetwork fed with noise (a diagnostic; changes nothing)",
     )
 
 
-def counts(dims: Dims, rate: float) -> dict[str, int]:
-    """Neurons per target layer and kind at a rate."""
-    return {kind: num_chosen(dims.neurons(kind), rate, kind) for kind in KINDS}
-
-
 def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
     """LaTen needs as many source layers as target layers and as many source neurons as it selects."""
-    top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
-    for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate):
-        for kind, k in counts(target.dims, rate).items():
-            if source.dims.neurons(kind) < k:
-                raise ConfigError(
-                    f"{source.name} has {source.dims.neurons(kind)} {kind} neurons per layer, but rate {rate} takes {k} in "
-                    f"{target.name}; use a rate of at most {math.floor(1000 * source.dims.neurons(kind) / target.dims.neurons(kind)) / 1000}"
-                )
+    check_pair(source, target, cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate)
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
             f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; "
             f"set method.schedule_steps={cfg.steps} as well, or to null"
         )
-
-
-@dataclass(frozen=True)
-class Located:
-    """Both models' chosen neurons at one rate, and the source's slices (part -> (L, K, Ds)) on the target's device."""
-
-    source: NeuronSet
-    target: NeuronSet
-    slices: dict[str, Tensor]
-
-
-def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
-    """Choose layers and neurons by summed scores and read the source's slices."""
-    of_source, of_target = (a.summed() for a in scores)
-    maps = {kind: top_scores(of_source.layers[kind][0], target.dims.layers, source.name) for kind in KINDS}
-    every = {kind: list(range(target.dims.layers)) for kind in KINDS}
-    chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
-    placed = select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
-    slices = {part: t.to(target.torch_device) for part, t in read_slices(source, chosen).items()}
-    return Located(chosen, placed, slices)
-
-
-def attributions(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> tuple[Attribution, Attribution]:
-    """Scores of both models on the extract split, one model in memory at a time."""
-    per_example = cfg.locate == "per_example"
-    found = [
-        attribute(lm, task.location, style, cfg.attribution, per_example=per_example, memory=cfg.memory_mib << 20)
-        for lm in (source, target)
-    ]
-    return found[0], found[1]
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
@@ -157,9 +109,9 @@ def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Ge
     requires=requires,
     splits=("extract", "align"),
     locate=attributions,
-    locate_options=("locate", "attribution"),
+    locate_options=LOCATE_OPTIONS,
     no_source=without_source,
-    random_neurons={"locator": "random"},
+    random_neurons=RANDOM_NEURONS,
     learning_rate="lr",
 )
 def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, *, style: str) -> Delta:
@@ -195,9 +147,7 @@ def _transfer(
             raise DataError(f"{task.name}: LaTen needs at least one {name} example; the split is empty")
     # one stream each, so that control arms of another size still draw the same batches
     weights, batches, chance = fork(gen), fork(gen), fork(gen)
-    scores = attributions(source, target, task, cfg, style)
-    if cfg.locator == "random":
-        scores = (scores[0].with_random_neurons(chance), scores[1].with_random_neurons(chance))
+    scores = ordered_scores(source, target, task, cfg, style, chance)
     at, into = (counts(target.dims, rate) for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate))
     per_example, num_located = cfg.locate == "per_example", len(task.location)
 
@@ -246,16 +196,3 @@ def _transfer(
         "trained_parameters": sum(p.numel() for p in hyper.parameters()),
     }
     return Delta(delta.changes, found)
-
-
-def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> dict[str, dict]:
-    """Layer scores (nats, summed over the extract split) and the pairs (source layer, target layer), for the report."""
-    of_source, of_target = (a.summed() for a in scores)
-    return {
-        kind: {
-            "source_scores": of_source.layers[kind][0].tolist(),
-            "target_scores": of_target.layers[kind][0].tolist(),
-            "map": [list(p) for p in zip(final.source.layers[kind], final.target.layers[kind], strict=True)],
-        }
-        for kind in KINDS
-    }

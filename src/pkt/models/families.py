@@ -6,7 +6,7 @@ or a column means.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pkt.errors import UnsupportedModelError
@@ -15,6 +15,11 @@ PARTS = ("up", "down", "v", "o")
 """The module types that a transfer may change: rows of `up` and `v`, columns of `down` and `o`."""
 LINE_AXIS = {"up": 0, "v": 0, "down": 1, "o": 1}
 """The axis of the weight (out, in) along which one neuron is one line."""
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+"""The linear maps of a layer."""
+OUTER = ("embed", "unembed", "final_norm")
+"""Parts that belong to no layer."""
+BIAS = "_bias"
 KINDS = {"ffn": ("up", "down"), "attention": ("v", "o")}
 
 
@@ -32,6 +37,10 @@ class Family:
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
     o: str = "self_attn.o_proj"
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    attention_norm: str = "input_layernorm"
+    ffn_norm: str = "post_attention_layernorm"
     decoder: str = "model"
     final_norm: str = "model.norm"
     embed: str = "model.embed_tokens"
@@ -40,6 +49,21 @@ class Family:
     def module(self, part: str, layer: int) -> str:
         """Path of a part's module, for example `model.layers.3.mlp.up_proj`."""
         return f"{self.layer.format(i=layer)}.{getattr(self, part)}"
+
+    def path(self, layer: int | None, part: str) -> str:
+        """Path of a part's module; `embed`, `unembed` and `final_norm` belong to no layer. `q_bias` is in `q`."""
+        part = part.removesuffix(BIAS)
+        return getattr(self, part) if layer is None else self.module(part, layer)
+
+    def tensor(self, layer: int | None, part: str) -> str:
+        """Name of a part's tensor in a checkpoint: its weight, or its bias where the part ends in `_bias`."""
+        return f"{self.path(layer, part)}.{'bias' if part.endswith(BIAS) else 'weight'}"
+
+    def keys(self, layers: int) -> dict[str, tuple[int | None, str]]:
+        """Tensor name -> (layer, part), for every tensor that a model of this family may have."""
+        inner = [f.name for f in fields(self) if f.name not in (*OUTER, "layer", "attention", "ffn", "decoder")]
+        every = [(layer, part + suffix) for layer in range(layers) for part in inner for suffix in ("", BIAS)]
+        return {self.tensor(*key): key for key in [*every, *((None, part) for part in OUTER)]}
 
 
 FAMILIES: dict[str, Family] = {

@@ -6,10 +6,8 @@ columns come straight from the files (`lm.slices`). Everything a method takes fr
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
 from pkt.models.checkpoint import Checkpoint, resolve
 from pkt.models.families import LINE_AXIS, Dims, Family, dims_of, family_of
+from pkt.models.loading import DEVICE_MAPS, check_device, load, placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +26,7 @@ if TYPE_CHECKING:
     from pkt.models.generation import Decoding
     from pkt.models.teacher import Teacher
 
-log = logging.getLogger(__name__)
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICE_MAPS = ("balanced", "sequential", "offload")
-"""Placements that accelerate makes."""
 
 
 class LM:
@@ -57,7 +52,7 @@ class LM:
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
-        _check_device(device)
+        check_device(device)
         self.name, self.revision, self.device, self.dtype, self.memo = str(name), revision, device, dtype, memo
         self._model: PreTrainedModel | None = None
         self._users = 0
@@ -220,9 +215,31 @@ class LM:
         return self._shared()
 
     @contextmanager
+    def private(self, dtype: str | None = None) -> Iterator[PreTrainedModel]:
+        """A model of the caller's own to train, every parameter trainable; the one that `loaded` shares stays as it is.
+
+        Args:
+            dtype: of its weights; None means the handle's.
+
+        Raises:
+            UnsupportedModelError: offloaded weights cannot be trained.
+        """
+        if self.device == "offload":
+            raise UnsupportedModelError(
+                f"{self.name}: offloaded weights cannot be trained; use --device auto, balanced or sequential"
+            )
+        _ = self.family
+        yield load(self.checkpoint.folder, self.name, dtype or self.dtype, placement(self.device, self.torch_device))
+
+    @contextmanager
     def _shared(self) -> Iterator[PreTrainedModel]:
         if self._model is None:
-            self._model = self._load()
+            if self.device == "offload":
+                self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
+            _ = self.family
+            where = placement(self.device, self.torch_device, self._offload.name if self._offload else None)
+            self._model = load(self.checkpoint.folder, self.name, self.dtype, where)
+            self._model.requires_grad_(False)
         self._users += 1
         try:
             yield self._model
@@ -245,62 +262,6 @@ class LM:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _load(self) -> PreTrainedModel:
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
-
-        _ = self.family
-        start = time.perf_counter()
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                self.checkpoint.folder,
-                dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                **self._placement(),
-            )
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
-        wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
-        if wrong:
-            shown = "; ".join(
-                f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items()
-            )
-            raise UnsupportedModelError(f"{self.name}: its weight files do not fit its config ({shown})")
-        model.eval().requires_grad_(False)
-        log.info("loaded %s in %.1f s", self.name, time.perf_counter() - start)
-        return model
-
-    def _placement(self) -> dict[str, Any]:
-        if self.device in ("balanced", "sequential"):
-            return {"device_map": self.device}
-        if self.device == "offload":
-            self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
-            return {"device_map": "auto", "offload_folder": self._offload.name, "offload_buffers": True}
-        return {"device_map": {"": self.torch_device}}
-
 
 def _first_line(e: BaseException) -> str:
     return (str(e).splitlines() or [type(e).__name__])[0].rstrip(".: ")
-
-
-def _check_device(device: str) -> None:
-    """Raise ConfigError for a device that torch cannot use here."""
-    if device in ("auto", "cpu", *DEVICE_MAPS):
-        return
-    import torch
-
-    try:
-        usable = torch.empty(0, device=device).device.type != "meta"
-    except (RuntimeError, AssertionError):  # unknown, not built in, or not there: torch's own words are many
-        usable = False
-    if not usable:
-        count = torch.cuda.device_count()
-        raise ConfigError(
-            f"device {device!r} cannot be used here (GPUs that torch sees: {count}); "
-            f"expected auto, cpu, cuda, cuda:N, {', '.join(DEVICE_MAPS)}"
-        )

@@ -1,0 +1,33 @@
+"""LoRA with its ordinary start: what Seeking's fine-tuning gives without a source."""
+
+from __future__ import annotations
+
+from torch import Generator
+
+from pkt.align.lora import LoraConfig, check_rank, tune_lora
+from pkt.inject.delta import Delta
+from pkt.methods.base import method
+from pkt.models.lm import LM
+from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
+
+
+def requires(source: LM, target: LM, cfg: LoraConfig) -> None:
+    """Any target whose matrices are as large as the rank."""
+    check_rank(target, cfg)
+
+
+@method(
+    config=LoraConfig,
+    kind="baseline",
+    paper="arXiv:2106.09685",
+    requires=requires,
+    splits=("train",),
+    reads_source=False,
+    learning_rate="lr",
+)
+def lora(source: LM, target: LM, task: Task, cfg: LoraConfig, gen: Generator, *, style: str) -> Delta:
+    """Train adapters that start at zero on the train split."""
+    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
+    delta = tune_lora(target, examples, cfg, gen)
+    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})

@@ -1,0 +1,58 @@
+"""PiSSA: LoRA that starts at the target's own principal components (arXiv:2404.02948).
+
+Per matrix `W = U S V^T`: `B0 = U_r sqrt(S_r)`, `A0 = sqrt(S_r) V_r^T`; the base is the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Generator
+
+from pkt.align.lora import LoraConfig, adapted, check_rank, tune_lora
+from pkt.align.low_rank import low_rank
+from pkt.inject.delta import Delta, Key, LowRank
+from pkt.methods.base import fork, method
+from pkt.models.lm import LM
+from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
+
+
+class PissaConfig(LoraConfig):
+    """Options of PiSSA."""
+
+    svd: Literal["exact", "randomized"] = Field(
+        "exact", description="how components are found; `randomized` is faster on large matrices"
+    )
+
+
+def requires(source: LM, target: LM, cfg: PissaConfig) -> None:
+    """Any target whose matrices are as large as the rank."""
+    check_rank(target, cfg)
+
+
+def principal(target: LM, cfg: PissaConfig, gen: Generator) -> dict[Key, LowRank]:
+    """The start: `alpha / rank` times `B0 A0` is the part of the target's own matrix of that rank."""
+    found = {}
+    for key in adapted(target, cfg):
+        weight = target.tensor(target.family.tensor(*key)).to(target.torch_device)
+        found[key] = low_rank(weight / cfg.scaling, cfg.rank, split="both", method=cfg.svd, gen=gen)
+    return found
+
+
+@method(
+    config=PissaConfig,
+    kind="baseline",
+    paper="arXiv:2404.02948",
+    requires=requires,
+    splits=("train",),
+    reads_source=False,
+    learning_rate="lr",
+)
+def pissa(source: LM, target: LM, task: Task, cfg: PissaConfig, gen: Generator, *, style: str) -> Delta:
+    """Train adapters that start at the target's own principal components."""
+    start = principal(target, cfg, fork(gen))
+    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
+    delta = tune_lora(target, examples, cfg, gen, start)
+    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})

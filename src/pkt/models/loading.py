@@ -1,0 +1,86 @@
+"""Reading a model's weights into memory, whole and where they are wanted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pkt.errors import ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+DEVICE_MAPS = ("balanced", "sequential", "offload")
+"""Placements that accelerate makes."""
+
+
+def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrainedModel:
+    """The model of a checkpoint, in evaluation mode.
+
+    Args:
+        name: for messages. where: what `placement` gave.
+
+    Raises:
+        UnsupportedModelError: a tensor is missing, too many, or of another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    start = time.perf_counter()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
+        )
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    wrong = {k: sorted(info[k]) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
+    if wrong:
+        shown = "; ".join(
+            f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items()
+        )
+        raise UnsupportedModelError(f"{name}: its weight files do not fit its config ({shown})")
+    log.info("loaded %s in %.1f s", name, time.perf_counter() - start)
+    return model.eval()
+
+
+def placement(device: str, torch_device: str, offload: str | None = None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say where weights go.
+
+    Args:
+        device: as a handle has it. torch_device: where a single device is meant. offload: folder for `offload`.
+    """
+    if device in ("balanced", "sequential"):
+        return {"device_map": device}
+    if device == "offload":
+        return {"device_map": "auto", "offload_folder": offload, "offload_buffers": True}
+    return {"device_map": {"": torch_device}}
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for a device that torch cannot use here."""
+    if device in ("auto", "cpu", *DEVICE_MAPS):
+        return
+    import torch
+
+    try:
+        usable = torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError):  # unknown, not built in, or not there: torch's own words are many
+        usable = False
+    if not usable:
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device {device!r} cannot be used here (GPUs that torch sees: {count}); "
+            f"expected auto, cpu, cuda, cuda:N, {', '.join(DEVICE_MAPS)}"
+        )
