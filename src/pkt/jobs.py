@@ -96,7 +96,13 @@ class Jobs:
             return key_of(*parts, *lm.identity, *self._scoring(job))
         given = self.setting.wrong_examples
         wrong = fingerprint(list(given)) if given is not None and job.arm == "wrong_task" else None
-        parts += [*run.inputs(*run.method.reads(run.options)), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
+        parts += [
+            *run.inputs(*run.method.reads(run.options)),
+            self.options(job).model_dump(),
+            job.seed,
+            run.recipe.dtype,
+            wrong,
+        ]
         return (
             key_of(*parts, fingerprint(run.task.split("valid")))
             if job.kind == "select"

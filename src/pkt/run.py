@@ -165,7 +165,11 @@ class Run:
             return [path]
 
         key = key_of(
-            "align", self.inputs(*self.method.reads(self.options)), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
+            "align",
+            self.inputs(*self.method.reads(self.options)),
+            self.options.model_dump(),
+            self.recipe.seed,
+            self.recipe.dtype,
         )
         self.stages.run("align", key, make)
         return Delta.load(path)

@@ -5,9 +5,11 @@ from pkt.registry import Registry
 METHODS = Registry(
     "method",
     {
+        "gkd": "pkt.methods.gkd:gkd",
         "laten": "pkt.methods.laten:laten",
         "lora": "pkt.methods.lora:lora",
         "pissa": "pkt.methods.pissa:pissa",
+        "seqkd": "pkt.methods.seqkd:seqkd",
         "sft": "pkt.methods.sft:sft",
     },
     cls="pkt.methods.base:Method",

@@ -35,6 +35,9 @@ class Control(LM):
         )
         self.real, self.seed = source, seed
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, seed={self.seed})"
+
     @property
     def config(self) -> Any:
         return self.real.config

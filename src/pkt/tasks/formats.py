@@ -70,7 +70,6 @@ class Format:
             choices=choices,
         )
 
-
     def from_prompt(self, row: Row, where: str) -> Example:
         """A row of one user's message: a prompt without a label. Its response is the forced prefix alone.
 

@@ -31,12 +31,23 @@ class Encoded:
     ids: list[int]
     labels: list[int]
 
+    @property
+    def prompt(self) -> list[int]:
+        """The ids before the first that counts."""
+        return self.ids[: next((i for i, label in enumerate(self.labels) if label != IGNORED), None)]
 
-def encode_all(examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool) -> list[Encoded]:
-    """Token ids and labels: the response and the end of sequence count, on request the prompt too."""
+
+def encode_all(
+    examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool, forced: str = ""
+) -> list[Encoded]:
+    """Token ids and labels: the response and the end of sequence count, on request the prompt too.
+
+    Args:
+        forced: start of the response that does not count.
+    """
     found = []
     for example in examples:
-        e = encode(example, style, lm.tokenizer, lm.dims.context, eos=True)
+        e = encode(example, style, lm.tokenizer, lm.dims.context, eos=True, forced=forced)
         start = 1 if loss_on_prompt else e.response_start
         found.append(Encoded(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
     return found

@@ -92,7 +92,12 @@ def _nano_unlabelled(form: Format) -> list[Example]:
     random.Random(f"{world.SEED} {form.name} {UNLABELLED}").shuffle(rows)
     return [
         form.from_prompt(
-            {"id": f"nano/{form.name}/{UNLABELLED}/{i}", "unit": row["unit"], "tier": "", "messages": row["messages"][:1]},
+            {
+                "id": f"nano/{form.name}/{UNLABELLED}/{i}",
+                "unit": row["unit"],
+                "tier": "",
+                "messages": row["messages"][:1],
+            },
             row["unit"],
         )
         for i, row in enumerate(rows)
