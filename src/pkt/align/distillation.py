@@ -2,15 +2,15 @@
 
 One step:
 
-1. with probability `lmbda` the model that is trained writes its own completions of the batch's prompts, by sampling;
-   else the batch keeps the completions of the data set;
+1. with probability `lmbda` the model that is trained writes its own completions of the batch's prompts, by sampling after
+   the forced start of the response; else the batch keeps the completions of the data set;
 2. both models read the same tokens, and the generalised Jensen-Shannon divergence of their next-token distributions is
-   summed over the completions' tokens and divided by the number of those tokens.
+   summed over the responses' tokens and divided by the number of those tokens.
 
-trl draws once for every micro-batch and divides by the number of tokens of the data set's completions, whatever was
+trl draws once for every micro-batch and divides by the number of tokens of the data set's responses, whatever was
 scored; here completions are written before the tokens of a step are counted.
 
-B batch, T tokens, K tokens of completions, V vocabulary.
+B batch, T tokens, K tokens of responses, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,23 +36,32 @@ from pkt.tasks.losses import IGNORED, Encoded
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """trl warns that its experimental part is experimental, and that another trainer does the same."""
-    name, logger = "TRL_EXPERIMENTAL_SILENCE", logging.getLogger("trl")
-    before, level = os.environ.get(name), logger.level
+def _experimental(name: str = "TRL_EXPERIMENTAL_SILENCE") -> Iterator[None]:
+    """trl warns on import that this part of it is experimental, unless a variable is set."""
+    before = os.environ.get(name)
     os.environ[name] = "1"
-    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
         if before is None:
             del os.environ[name]
         else:
             os.environ[name] = before
 
 
-with _silent():
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """No warnings of a logger: trl recommends another trainer for some options, transformers blames trl's call."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+with _experimental():
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
@@ -60,6 +69,7 @@ class _Divergence(GKDTrainer):
     """GKDTrainer with completions written before they are counted, on the tokens that both vocabularies hold."""
 
     prompts: Sequence[list[int]]
+    given: Sequence[list[int]]
     num_tokens: int
 
     def _send_telemetry(self) -> None:
@@ -74,7 +84,7 @@ class _Divergence(GKDTrainer):
 
     def _written(self, batch: dict[str, Any], device: Any) -> dict[str, Any]:
         """A micro-batch with completions by the model that is trained."""
-        rows = [self.prompts[i] for i in batch["prompts"]]
+        rows = [self.given[i] for i in batch["prompts"]]
         width, pad = max(map(len, rows)), self.processing_class.pad_token_id
         given = {
             "prompts": torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
@@ -83,8 +93,11 @@ class _Divergence(GKDTrainer):
             ),
         }
         self.model.eval()  # recomputed activations would forbid the cache; the step sets training mode again
-        with torch.no_grad():
+        with torch.no_grad(), _silent("transformers.generation.utils"):
             ids_BT, mask_BT, labels_BT = self.generate_on_policy_outputs(self.model, given, self.generation_config)
+        for i, (row, number) in enumerate(zip(rows, batch["prompts"], strict=True)):
+            forced = slice(width - len(row) + len(self.prompts[number]), width)
+            labels_BT[i, forced] = ids_BT[i, forced]
         return batch | {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -119,6 +132,7 @@ def distillation(
     teacher: Teacher,
     target: LM,
     examples: Sequence[Encoded],
+    given: Sequence[list[int]],
     cfg: FinetuneConfig,
     seed: int,
     out: Path,
@@ -133,7 +147,8 @@ def distillation(
 
     Args:
         model: a private model of `target`, trained in place. teacher: the source, knowing the prompts of `examples`.
-        examples: prompt and completion; what counts is the completion.
+        examples: prompt and response; what counts is the response.
+        given: of each example, the ids after which the target writes: prompt and forced start of the response.
         num_tokens: first entries of the logits that are compared.
         temperature: of the sampling alone; the divergence is that of the distributions as they are.
     """
@@ -146,7 +161,7 @@ def distillation(
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = target.tokenizer.eos_token_id if ends is None else ends
     teacher.config.get_text_config().vocab_size = model.config.get_text_config().vocab_size  # compared by trl; we crop
-    with _silent():
+    with _silent("trl"):
         made = Distillation(
             model=model,
             teacher_model=teacher,
@@ -159,5 +174,5 @@ def distillation(
             processing_class=copy.deepcopy(target.tokenizer),
             callbacks=[Reports()],
         )  # fmt: skip
-    made.prompts, made.num_tokens = [e.prompt for e in examples], num_tokens
+    made.prompts, made.given, made.num_tokens = [e.prompt for e in examples], given, num_tokens
     return made

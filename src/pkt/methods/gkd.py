@@ -1,10 +1,11 @@
 """Generalised knowledge distillation (arXiv:2306.13649): the target learns the source's next-token distributions on its own text.
 
 1. The data: prompts of the train split with their labelled completions, and on request prompts without labels, whose
-   completions the source writes greedily (they are needed for steps that are not on-policy alone).
-2. In a share `lmbda` of the steps the target samples its own completions; in the others it reads those of the data.
-3. The loss is the generalised Jensen-Shannon divergence between both models' distributions on the completions' tokens, after
-   the format's forced prefix. Every parameter of the target is trained.
+   completions the source writes greedily (only steps that are not on-policy need them).
+2. In a share `lmbda` of the steps the target samples its own completions, after the format's forced prefix; in the others it
+   reads those of the data. A sampled completion ends at the end of sequence or after `max_new_tokens`.
+3. The loss is the generalised Jensen-Shannon divergence between both models' distributions on the responses' tokens. Every
+   parameter of the target is trained.
 
 **Both models are in memory together**, the target twice (once to train, in float32, with gradient and optimizer). Both must
 mean the same by a token; padding of the vocabularies may differ.
@@ -20,7 +21,7 @@ from typing import Any
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.answers import Answered, answered
+from pkt.align.answers import answered
 from pkt.align.finetune import FinetuneConfig, finetune
 from pkt.align.full import trained, tune_all
 from pkt.errors import ConfigError
@@ -28,9 +29,8 @@ from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens, num_tokens
-from pkt.tasks.base import Task
-from pkt.tasks.losses import IGNORED, Encoded, encode_all
-from pkt.tasks.prompts import encode
+from pkt.tasks.base import Example, Task
+from pkt.tasks.losses import encode_all
 
 
 class GkdConfig(FinetuneConfig):
@@ -85,7 +85,10 @@ def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Gene
 )
 def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, style: str) -> Delta:
     """Distil the source's next-token distributions into every parameter of the target, on the target's own samples."""
-    examples, counts = _data(source, target, task, cfg, style)
+    asked, answers = _data(source, task, cfg, style)
+    examples = encode_all(asked, style, target, loss_on_prompt=False)
+    forced = [replace(e, response=task.format.prefix) for e in asked]
+    given = [e.ids[:-1] for e in encode_all(forced, style, target, loss_on_prompt=False)]  # without end of sequence
     shared = min(num_tokens(source), num_tokens(target))
     longest = cfg.max_new_tokens or task.format.max_new_tokens
     with source.teacher([e.prompt for e in examples]) as teacher:
@@ -95,31 +98,23 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
 
             def build(seed: int, out: Path) -> Any:
                 return distillation(
-                    model, teacher, target, examples, cfg, seed, out,
+                    model, teacher, target, examples, given, cfg, seed, out,
                     num_tokens=shared, lmbda=cfg.lmbda, beta=cfg.beta, temperature=cfg.temperature, max_new_tokens=longest,
                 )  # fmt: skip
 
-            return finetune(model, target, examples, cfg, gen, [*source.identity, repr(source)], build)
+            return finetune(model, target, examples, cfg, gen, [*source.identity, repr(source), given], build)
 
         delta = trained(target, train)
-    return Delta(delta.changes, delta.provenance | counts)
+    labels = len(task.split("train")) if cfg.lmbda < 1 else 0
+    return Delta(delta.changes, delta.provenance | {"labels": labels} | answers)
 
 
-def _data(source: LM, target: LM, task: Task, cfg: GkdConfig, style: str) -> tuple[list[Encoded], dict[str, int]]:
-    """The examples, and how many of their completions are labels and answers of the source."""
+def _data(source: LM, task: Task, cfg: GkdConfig, style: str) -> tuple[list[Example], dict[str, int]]:
+    """The examples, and how many of their responses are answers of the source. At `lmbda` 1 no response is read: none is kept."""
     labelled, more = task.split("train"), task.unlabelled(cfg.unlabelled)
-    prefix = task.format.prefix
-    if cfg.lmbda == 1:  # completions are never read
-        rows = [
-            encode(replace(e, response=prefix), style, target.tokenizer, target.dims.context)
-            for e in (*labelled, *more)
-        ]
-        found = [
-            Encoded(e.id, row.ids, [IGNORED] * len(row.ids)) for e, row in zip([*labelled, *more], rows, strict=True)
-        ]
-        return found, {"labels": 0, "answers": 0, "empty": 0}
-    given = Answered([], 0)
-    if more:
-        given = answered(source, task, more, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
-    found = encode_all([*labelled, *given.examples], style, target, loss_on_prompt=False, forced=prefix)
-    return found, {"labels": len(labelled), "answers": len(given.examples), "empty": given.empty}
+    if cfg.lmbda == 1:
+        return [replace(e, response=task.format.prefix) for e in (*labelled, *more)], {"answers": 0, "empty": 0}
+    if not more:
+        return labelled, {"answers": 0, "empty": 0}
+    found = answered(source, task, more, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
+    return [*labelled, *found.examples], {"answers": len(found.examples), "empty": found.empty}

@@ -37,17 +37,11 @@ class Encoded:
         return self.ids[: next((i for i, label in enumerate(self.labels) if label != IGNORED), None)]
 
 
-def encode_all(
-    examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool, forced: str = ""
-) -> list[Encoded]:
-    """Token ids and labels: the response and the end of sequence count, on request the prompt too.
-
-    Args:
-        forced: start of the response that does not count.
-    """
+def encode_all(examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool) -> list[Encoded]:
+    """Token ids and labels: the response and the end of sequence count, on request the prompt too."""
     found = []
     for example in examples:
-        e = encode(example, style, lm.tokenizer, lm.dims.context, eos=True, forced=forced)
+        e = encode(example, style, lm.tokenizer, lm.dims.context, eos=True)
         start = 1 if loss_on_prompt else e.response_start
         found.append(Encoded(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
     return found

@@ -61,14 +61,12 @@ def encode(
     max_length: int | None = None,
     *,
     eos: bool = False,
-    forced: str = "",
 ) -> Encoded:
     """Token ids of prompt and response, encoded together.
 
     Args:
         max_length: longest allowed sequence.
         eos: append the end of sequence, as part of the response.
-        forced: start of the response that counts as prompt, where the response has it.
 
     Raises:
         DataError: the sequence is too long, or the response has no token.
@@ -83,8 +81,7 @@ def encode(
         prompt + example.response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True
     )
     ids = list(found["input_ids"])
-    given = len(prompt) + (len(forced) if example.response.startswith(forced) else 0)
-    in_response = [i for i, (start, end) in enumerate(found["offset_mapping"]) if end > given and end > start]
+    in_response = [i for i, (start, end) in enumerate(found["offset_mapping"]) if end > len(prompt) and end > start]
     if not in_response:
         raise DataError(
             f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it"
