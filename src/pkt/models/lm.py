@@ -228,18 +228,12 @@ class LM:
             raise UnsupportedModelError(
                 f"{self.name}: offloaded weights cannot be trained; use --device auto, balanced or sequential"
             )
-        _ = self.family
-        yield load(self.checkpoint.folder, self.name, dtype or self.dtype, placement(self.device, self.torch_device))
+        yield self._load(dtype)
 
     @contextmanager
     def _shared(self) -> Iterator[PreTrainedModel]:
         if self._model is None:
-            if self.device == "offload":
-                self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
-            _ = self.family
-            where = placement(self.device, self.torch_device, self._offload.name if self._offload else None)
-            self._model = load(self.checkpoint.folder, self.name, self.dtype, where)
-            self._model.requires_grad_(False)
+            self._model = self._load().requires_grad_(False)
         self._users += 1
         try:
             yield self._model
@@ -247,6 +241,15 @@ class LM:
             self._users -= 1
             if not self._users:
                 self._release()
+
+    def _load(self, dtype: str | None = None) -> PreTrainedModel:
+        _ = self.family
+        return load(self.checkpoint.folder, self.name, dtype or self.dtype, self._placement())
+
+    def _placement(self) -> dict[str, Any]:
+        if self.device == "offload":
+            self._offload = tempfile.TemporaryDirectory(prefix="pkt-offload-")
+        return placement(self.device, self.torch_device, self._offload.name if self._offload else None)
 
     def _release(self) -> None:
         """Let the weights go, so that the next model finds the memory free."""
