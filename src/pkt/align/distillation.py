@@ -174,5 +174,7 @@ def distillation(
             processing_class=copy.deepcopy(target.tokenizer),
             callbacks=[Reports()],
         )  # fmt: skip
+    padding = list(range(num_tokens, model.config.get_text_config().vocab_size))
+    made.generation_config.suppress_tokens = padding or None  # the source may have no row for them
     made.prompts, made.given, made.num_tokens = [e.prompt for e in examples], given, num_tokens
     return made
