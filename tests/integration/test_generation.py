@@ -87,7 +87,9 @@ def test_damaged_answers_are_made_anew(source, caplog, damage):
 
 
 def test_no_room_for_an_answer(source):
-    with pytest.raises(DataError, match=r"answer up to 505 more, but the context holds 512; lower method.max_new_tokens"):
+    with pytest.raises(
+        DataError, match=r"answer up to 505 more, but the context holds 512; lower method.max_new_tokens"
+    ):
         source.generate(TEXTS, Decoding(max_new_tokens=505))
 
 
@@ -158,7 +160,10 @@ def test_a_shuffled_teacher_reads_the_same_completion_after_another_prompt(sourc
     pads = [[0] * (width - len(text)) for text in texts]
     ids = torch.tensor([pad + text if side == "left" else text + pad for pad, text in zip(pads, texts, strict=True)])
     mask = torch.tensor(
-        [pad + [1] * len(text) if side == "left" else [1] * len(text) + pad for pad, text in zip(pads, texts, strict=True)]
+        [
+            pad + [1] * len(text) if side == "left" else [1] * len(text) + pad
+            for pad, text in zip(pads, texts, strict=True)
+        ]
     )
     with shuffled.teacher(prompts) as teacher, source.loaded() as model, torch.no_grad():
         found = teacher(ids, mask, rows)

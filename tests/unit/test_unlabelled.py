@@ -35,7 +35,9 @@ def test_their_order_is_random_and_fixed():
 
 
 def test_more_than_there_are():
-    with pytest.raises(DataError, match=r"method.unlabelled is 601, but there are 600 unlabelled prompts; set it to 600 or less"):
+    with pytest.raises(
+        DataError, match=r"method.unlabelled is 601, but there are 600 unlabelled prompts; set it to 600 or less"
+    ):
         task("nano/mmlu").unlabelled(601)
     assert task("nano/mmlu").unlabelled(0) == []
 
