@@ -79,11 +79,12 @@ def _size(lm: LM, kind: str, part: str) -> int:
 
 def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     source, target, options = run.source, run.target, run.options
-    lengths = {name: _mean_tokens(run, name) for name in ("extract", "align", "test")}
+    locates = run.method.locate is not None
+    lengths = {name: _mean_tokens(run, name) for name in (*(("extract", "align") if locates else ()), "test")}
     speed = measured_flops(target.torch_device)
-    extract = len(run.task.split("extract"))
+    extract = len(run.task.split("extract")) if locates else 0
     rows = []
-    for role, lm in (("source", source), ("target", target)):
+    for role, lm in (("source", source), ("target", target)) if locates else ():
         d = lm.dims
         neurons = d.layers * (d.ffn + d.attention)
         flop = (
@@ -123,8 +124,8 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     notes = [
         f"Time: floating-point operations over {speed / 1e9:,.0f} GFLOP/s, measured now with one matrix product; expect a factor of "
         f"2 either way, more for small models.",
-        "Memory: weights and the largest arrays, without the 0.5 GiB that Python and torch take. Source and target are never in "
-        "memory together.",
+        "Memory: weights and the largest arrays, without the 0.5 GiB that Python and torch take. Source and target are "
+        + ("in memory together while the target is trained." if run.method.together else "never in memory together."),
     ]
     return rows, notes
 

@@ -50,6 +50,8 @@ class Method:
     """Options that decide what `locate` finds."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
+    together: bool = False
+    """Whether both models are in memory at the same time."""
     no_source: Function | None = None
     """Control arm: the same with nothing from a source. It gets the target in the place of the source."""
     random_neurons: Mapping[str, Any] | None = None

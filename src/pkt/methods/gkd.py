@@ -80,6 +80,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Gene
     paper="arXiv:2306.13649",
     requires=requires,
     splits=("train",),
+    together=True,
     no_source=without_source,
     learning_rate="lr",
 )

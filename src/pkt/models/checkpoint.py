@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from pkt.errors import DataError, UnsupportedModelError
+from pkt.errors import DataError, ShapeError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,6 +136,15 @@ class Checkpoint:
             read = part[order] if axis == 0 else part[:, order].T
         where = torch.searchsorted(torch.tensor(order), torch.tensor(index))
         return read.float()[where]
+
+    def block(self, name: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        """Rows and columns of a matrix from a corner on, float32."""
+        ends = [first + size for first, size in zip(corner, shape, strict=True)]
+        have = self.shape(name)
+        if min(corner) < 0 or any(end > size for end, size in zip(ends, have, strict=True)):
+            raise ShapeError(f"{self.folder}: {name} is {have}, it has no block of {list(shape)} at {list(corner)}")
+        with _opened(self._file(name)) as f:
+            return f.get_slice(name)[corner[0] : ends[0], corner[1] : ends[1]].float()
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32."""

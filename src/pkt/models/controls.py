@@ -33,7 +33,11 @@ class Control(LM):
         super().__init__(
             source.name, revision=source.revision, device=source.device, dtype=source.dtype, memo=source.memo
         )
-        self.real, self.seed = source, seed
+        self.source, self.seed = source, seed
+
+    @property
+    def real(self) -> LM:
+        return self.source
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, seed={self.seed})"
@@ -117,6 +121,13 @@ class RandomSource(Control):
             found[layer] = real_KD.mean() + real_KD.std(correction=0) * noise_KD if len(noise_KD) else noise_KD
         return found
 
+    def block(self, name: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        import torch
+
+        real = self.real.block(name, corner, shape)
+        noise = torch.randn(real.shape, generator=self.generator(name, *corner, *shape))
+        return real.mean() + real.std(correction=0) * noise
+
     def tensor(self, name: str) -> Tensor:
         import torch
 
@@ -127,8 +138,8 @@ class RandomSource(Control):
 class ShuffledSource(Control):
     """The real lines in other places: permuted over all neurons and layers of a call, each module by its own permutation.
 
-    A whole tensor has its entries permuted. Answers are the real ones to other prompts; logits are those of the same text after
-    another prompt.
+    A whole tensor or a block has its entries permuted. Answers are the real ones to other prompts; logits are those of the same
+    text after another prompt.
     """
 
     def generate(self, texts: Sequence[str], how: Decoding) -> list[str]:
@@ -159,3 +170,9 @@ class ShuffledSource(Control):
 
         real = self.real.tensor(name)
         return real.flatten()[torch.randperm(real.numel(), generator=self.generator(name))].view(real.shape)
+
+    def block(self, name: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        import torch
+
+        real = self.real.block(name, corner, shape)
+        return real.flatten()[torch.randperm(real.numel(), generator=self.generator(name, *corner))].view(real.shape)

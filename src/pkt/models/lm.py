@@ -111,6 +111,11 @@ class LM:
         return tokenizer
 
     @property
+    def real(self) -> LM:
+        """This model; of a control arm's handle, the source that it stands for."""
+        return self
+
+    @property
     def digest(self) -> str:
         """Hash of the weights."""
         return self.checkpoint.digest
@@ -150,6 +155,17 @@ class LM:
                 raise ShapeError(f"{self.name}: {tensor} has {size} lines, asked for {min(index)} to {max(index)}")
             found[layer] = self.checkpoint.lines(tensor, list(index), LINE_AXIS[part])
         return found
+
+    def block(self, name: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        """Contiguous rows and columns of a stored matrix, float32, read without the rest.
+
+        Args:
+            name: of the tensor in the checkpoint. corner: first row and column. shape: rows and columns.
+
+        Raises:
+            ShapeError: the block is not inside the matrix.
+        """
+        return self.checkpoint.block(name, corner, shape)
 
     def tensor(self, name: str) -> Tensor:
         """A whole stored tensor by its name in the checkpoint, float32."""

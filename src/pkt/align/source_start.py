@@ -1,0 +1,146 @@
+"""The start of an adapter made from blocks of a source: what Seeking and its control with noise share.
+
+r rank, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_rank
+from pkt.align.low_rank import low_rank
+from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
+from pkt.extract.memo import remembered
+from pkt.inject.delta import Key, LowRank
+from pkt.models.lm import LM
+from pkt.models.tokens import check_same_tokens
+from pkt.tasks.base import Task, fingerprint
+
+log = logging.getLogger(__name__)
+
+
+class SourceStartConfig(LoraConfig):
+    """Options of a start from blocks of a source; the defaults are Seeking's published values."""
+
+    blocks: Literal["matrix", "coupled", "random"] = Field(
+        "matrix",
+        description="which block of a source matrix: `matrix`, the most sensitive, each by itself, as published; `coupled`, the same FFN "
+        "neurons and whole heads in all matrices of a layer; `random` (a control; layers go by sensitivity)",
+    )
+    layers_at_once: int = Field(
+        0, ge=0, description="source layers whose sensitivities are in memory at a time; 0 means all, in one pass"
+    )
+    svd: Literal["exact", "randomized"] = Field(
+        "exact", description="how blocks are decomposed; `randomized` is faster on large ones"
+    )
+
+
+LOCATE_OPTIONS = ("parts", "embeddings", "blocks", "rank", "svd")
+"""Options that decide what `locate_blocks` finds."""
+
+
+@dataclass(frozen=True)
+class LocatedBlocks:
+    """A source's layers and blocks, and the norm of the best approximation of each block, by target matrix."""
+
+    blocks: Blocks
+    norms: dict[Key, float]
+
+
+def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
+    """Raise unless ranks fit the target, its matrices fit into the source's, and embeddings are about the same tokens."""
+    check_rank(target, cfg)
+    check_sizes(source, target, adapted(target, cfg), coupled=cfg.blocks == "coupled")
+    if adapted_outside(target, cfg):
+        check_same_tokens(source, target, "an adapter on the embeddings (method.embeddings)")
+
+
+def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, style: str) -> LocatedBlocks:
+    """Layers and blocks of the source by sensitivity on the examples to locate with, kept in its memo."""
+    keys = adapted(target, cfg)
+    sizes = {f"{layer} {part}": shape for (layer, part), shape in shapes(target, keys).items()}
+    asked = [fingerprint(task.location), style, sizes, cfg.model_dump(include=set(LOCATE_OPTIONS))]
+    parts = [VERSION, *source.identity, source.dtype, target.dims.layers, *asked]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    path = source.memo / f"blocks-{digest[:16]}.safetensors" if source.memo else None
+
+    def make() -> dict[str, torch.Tensor]:
+        begun = time.perf_counter()
+        coupled = cfg.blocks == "coupled"
+        found = find_blocks(
+            source, target, keys, task.location, style, coupled=coupled, layers_at_once=cfg.layers_at_once
+        )
+        fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
+        layers = found.layer_map(target.dims.layers, source.name)
+        start = _decompose(source.real, target, found.corners, layers, cfg, fixed)
+        log.info("found blocks of %s in %.1f s", source.name, time.perf_counter() - begun)
+        norms = {f"norm.{_name(key)}": _norm(pair) for key, pair in start.items()}
+        corners = {f"corner.{_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
+        return {"layers": found.layers, **norms, **corners}
+
+    header = {"model": source.name, "weights": source.digest, "examples": str(len(task.location)), "style": style}
+    kept = remembered(path, header, make)
+    corners = {_key(n): (int(t[0]), int(t[1])) for n, t in kept.items() if n.startswith("corner.")}
+    norms = {_key(n): float(t) for n, t in kept.items() if n.startswith("norm.")}
+    return LocatedBlocks(Blocks(kept["layers"], corners), norms)
+
+
+def source_start(source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator) -> dict[Key, LowRank]:  # fmt: skip
+    """`B0 = U S`, `A0 = V^T` of every adapted matrix, from the source's blocks.
+
+    Each `B0 A0` has the norm that the real source's has, which matters for control arms alone: noise has less of its norm in
+    few directions than weights have.
+    """
+    layers = found.blocks.layer_map(target.dims.layers, source.name)
+    if cfg.blocks == "random":
+        return _decompose(source, target, _anywhere(source, target, cfg, gen), layers, cfg, gen)
+    start = _decompose(source, target, found.blocks.corners, layers, cfg, gen)
+    return {key: LowRank(pair.a, pair.b * (found.norms[key] / _norm(pair))) for key, pair in start.items()}
+
+
+def _decompose(
+    source: LM, target: LM, corners: Mapping[Key, Corner], layers: list[int], cfg: SourceStartConfig, gen: Generator
+) -> dict[Key, LowRank]:
+    """The best approximation of rank r of each block, by target matrix."""
+    start = {}
+    for (layer, part), shape in shapes(target, adapted(target, cfg)).items():
+        at = None if layer is None else layers[layer]
+        block_RC = source.block(source.family.tensor(at, part), corners[at, part], shape).to(target.torch_device)
+        start[layer, part] = low_rank(block_RC, cfg.rank, split="left", method=cfg.svd, gen=gen)
+    return start
+
+
+def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) -> dict[Key, Corner]:
+    """Corners of blocks drawn at random, of every source layer. Embeddings keep their tokens."""
+    found: dict[Key, Corner] = {}
+    wanted = {key: shape for key, shape in shapes(target, adapted(target, cfg)).items() if key[0] in (None, 0)}
+    for (outside, part), shape in wanted.items():
+        for layer in range(source.dims.layers) if outside is not None else (None,):
+            have = source.checkpoint.shape(source.family.tensor(layer, part))
+            room = [a - b + 1 for a, b in zip(have, shape, strict=True)]
+            row, column = (int(torch.randint(n, (), generator=gen)) for n in room)
+            found[layer, part] = (0 if layer is None else row, column)
+    return found
+
+
+def _norm(pair: LowRank) -> torch.Tensor:
+    return pair.entries().double().norm().cpu()
+
+
+def _name(key: Key) -> str:
+    return f"{'-' if key[0] is None else key[0]}.{key[1]}"
+
+
+def _key(name: str) -> Key:
+    _, layer, part = name.split(".")
+    return None if layer == "-" else int(layer), part

@@ -1,0 +1,65 @@
+"""Seeking: source parameters as the start of a LoRA, then fine-tuning. Post-Align transfer of arXiv:2310.11451.
+
+1. Sensitivity of every source weight on the extract split; layers and blocks of the largest sums (`extract/blocks.py`).
+2. The blocks, which have the shapes of the target's matrices, are read from the source's files.
+3. Each block's best approximation of rank r gives `B0 = U S`, `A0 = V^T` (`align/source_start.py`).
+4. The target's matrix W becomes `W - B0 A0` with an adapter `B A` that starts at `B0 A0`: fine-tuned on the train split.
+5. The delta is `B A - B0 A0`, of rank 2r, on the original target (`align/lora.py`).
+"""
+
+from __future__ import annotations
+
+from torch import Generator
+
+from pkt.align.lora import tune_lora
+from pkt.align.source_start import LOCATE_OPTIONS, SourceStartConfig, check_pair, locate_blocks, source_start
+from pkt.inject.delta import Delta
+from pkt.methods.base import fork, method
+from pkt.models.lm import LM
+from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all
+
+
+def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
+    """Seeking needs a source at least as large in every matrix, and equal token maps for adapters on the embeddings."""
+    check_pair(source, target, cfg)
+
+
+def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
+    """The control: adapters with peft's own start, on the same examples in the same order."""
+    _, training = fork(gen), fork(gen)
+    return tune_lora(target, encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt), cfg, training)  # fmt: skip
+
+
+@method(
+    config=SourceStartConfig,
+    kind="post-align",
+    paper="arXiv:2310.11451",
+    requires=requires,
+    splits=("extract", "train"),
+    locate=locate_blocks,
+    locate_options=LOCATE_OPTIONS,
+    no_source=without_source,
+    random_neurons={"blocks": "random"},
+    learning_rate="lr",
+)
+def seeking(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
+    """Start adapters at the source's most sensitive blocks, then fine-tune them."""
+    starting, training = fork(gen), fork(gen)
+    found = locate_blocks(source, target, task, cfg, style)
+    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
+    delta = tune_lora(target, examples, cfg, training, source_start(source, target, found, cfg, starting))
+    layers = found.blocks.layer_map(target.dims.layers, source.name)
+    provenance = {
+        "labels": len(task.location) + len(examples),
+        "blocks": {
+            "layers": layers,
+            "layer_scores": found.blocks.layers.tolist(),
+            "corners": {
+                f"{'-' if at is None else at}.{part}": corner
+                for (at, part), corner in found.blocks.corners.items()
+                if at is None or at in layers
+            },
+        },
+    }
+    return Delta(delta.changes, delta.provenance | provenance)
