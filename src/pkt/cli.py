@@ -13,8 +13,10 @@ import typer
 
 from pkt import console
 from pkt.console import out, say, show_certificate, show_run
+from pkt.errors import ConfigError
 from pkt.files import locked
 from pkt.listing import arm_rows, option_rows, recipe_rows, split_rows, table, work_in_words
+from pkt.processes import is_first, num_processes
 
 if TYPE_CHECKING:
     from pkt.run import Machine, Run
@@ -45,6 +47,10 @@ Workers = Annotated[
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
 
 
+TRAINING = ("run", "align")
+"""Commands that `torchrun` may start in several processes."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -55,6 +61,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _setup(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_version, help="print the version and stop")
     ] = False,
@@ -62,7 +69,11 @@ def _setup(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress messages")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    console.set_up(level)
+    console.set_up(level if is_first() else logging.ERROR)
+    if num_processes() > 1 and context.invoked_subcommand not in TRAINING:
+        raise ConfigError(
+            f"`pkt {context.invoked_subcommand}` is one process, but the launcher started {num_processes()}; start it without `torchrun`"
+        )
 
 
 def _machine(device: str, batch_size: int = 64, workers: int = 0) -> Machine:
@@ -118,7 +129,7 @@ def run(
     if dry_run:
         return plan(recipe, set_, device)
     execute(load_recipe(recipe, set_ or ()), out_, _machine(device, batch_size))
-    return show_run(out_)
+    return show_run(out_) if is_first() else None
 
 
 @app.command()
@@ -152,9 +163,13 @@ def locate(recipe: RecipeArg, out_: Out, set_: Set = None, device: Device = "aut
 def align(folder: Folder, device: Device = "auto") -> None:
     """Stage 2: train the method's delta."""
     made = _resume(folder, device)
+    if not is_first():
+        return made.help_align()
     with locked(folder):
         delta = made.align()
-    say(f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}")
+    return say(
+        f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}"
+    )
 
 
 @app.command()
@@ -228,6 +243,19 @@ def verify(
     say(f"{failed} of {len(checks)} checks failed" if failed else "the certificate holds")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def untie(
+    model: Annotated[str, typer.Argument(help="`nano/...`, a folder, or a name on the hub", metavar="MODEL")],
+    out_: Annotated[Path, typer.Option("--out", help="folder for the copy")],
+) -> None:
+    """Copy a model with tied embeddings, giving it an LM head of its own: a target whose embeddings adapters can change."""
+    from pkt.inject.untie import untie as copy
+    from pkt.models.lm import LM
+
+    copy(LM(model), out_)
+    say(f"{out_}: the same model, with embedding and LM head apart")
 
 
 @app.command()

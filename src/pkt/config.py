@@ -144,6 +144,10 @@ class ExportSection(Section):
         description="of the changed tensors: `target` rounds to the target's dtype; `float32`; `auto` takes float32 where "
         "rounding would leave the change with a cosine below 0.99",
     )
+    adapter: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="write a PEFT adapter beside the checkpoint: `auto` where the method trains adapters; `always` also for rows and columns",
+    )
 
 
 def _absolute(section: M, key: str) -> M:

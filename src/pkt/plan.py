@@ -79,12 +79,11 @@ def _size(lm: LM, kind: str, part: str) -> int:
 
 def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
     source, target, options = run.source, run.target, run.options
-    locates = run.method.locate is not None
-    lengths = {name: _mean_tokens(run, name) for name in (*(("extract", "align") if locates else ()), "test")}
+    lengths = {name: _mean_tokens(run, name) for name in ("extract", "align", "test")}
     speed = measured_flops(target.torch_device)
-    extract = len(run.task.split("extract")) if locates else 0
+    extract = len(run.task.split("extract"))
     rows = []
-    for role, lm in (("source", source), ("target", target)) if locates else ():
+    for role, lm in (("source", source), ("target", target)):
         d = lm.dims
         neurons = d.layers * (d.ffn + d.attention)
         flop = (

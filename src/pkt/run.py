@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ from pkt.files import leftovers, locked, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
+from pkt.processes import is_first, told_by_first
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
@@ -146,22 +148,12 @@ class Run:
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
-        from torch import Generator
-
         path = self.folder / "delta.safetensors"
 
         def make() -> list[Path]:
-            delta = self.method(
-                self.source,
-                self.target,
-                self.task,
-                self.options,
-                Generator().manual_seed(self.recipe.seed),
-                style=self.style,
-            )
-            Delta(
-                delta.changes, delta.provenance | {"recipe": json.loads(self.recipe.model_dump_json()), "key": key}
-            ).save(path)
+            delta = self._delta()
+            made = {"recipe": json.loads(self.recipe.model_dump_json()), "key": key}
+            Delta(delta.changes, delta.provenance | made).save(path)
             return [path]
 
         key = key_of(
@@ -171,8 +163,20 @@ class Run:
             self.recipe.seed,
             self.recipe.dtype,
         )
+        told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make)
         return Delta.load(path)
+
+    def help_align(self) -> None:
+        """What the other processes of a run do: train with the first, if it has to."""
+        if told_by_first(False, cpu=self.target.torch_device == "cpu"):
+            self._delta()
+
+    def _delta(self) -> Delta:
+        from torch import Generator
+
+        gen = Generator().manual_seed(self.recipe.seed)
+        return self.method(self.source, self.target, self.task, self.options, gen, style=self.style)
 
     def inject(self) -> Path:
         """The exported checkpoint, in `model/`."""
@@ -181,14 +185,28 @@ class Run:
         delta_path, out = self.folder / "delta.safetensors", self.folder / "model"
         if not delta_path.is_file():
             raise DataError(f"{delta_path}: no such delta; run `pkt align {self.folder}` first")
-        key = key_of("inject", file_digest(delta_path), self.target.digest, self.recipe.export.dtype)
+        key = key_of("inject", file_digest(delta_path), self.target.digest, self.recipe.export.model_dump())
 
         def make() -> list[Path]:
-            kept = export(Delta.load(delta_path), self.target, out, dtype=self.recipe.export.dtype)
+            delta = Delta.load(delta_path)
+            adapter = self._adapter(delta)
+            kept = export(delta, self.target, out, dtype=self.recipe.export.dtype)
             write_json(self.folder / "export.json", kept_record(kept))
-            return [self.folder / "export.json", *sorted(p for p in out.iterdir() if p.is_file())]
+            folders = [out] if adapter is None else [out, adapter]
+            return [self.folder / "export.json", *sorted(p for f in folders for p in f.iterdir() if p.is_file())]
 
         self.stages.run("inject", key, make)
+        return out
+
+    def _adapter(self, delta: Delta) -> Path | None:
+        """The delta as a PEFT adapter, in `adapter/`, if the recipe wants one."""
+        from pkt.inject.adapter import export_adapter, is_low_rank
+
+        wanted, out = self.recipe.export.adapter, self.folder / "adapter"
+        if wanted == "never" or (wanted == "auto" and not is_low_rank(delta)):
+            shutil.rmtree(out, ignore_errors=True)
+            return None
+        export_adapter(delta, self.target, out)
         return out
 
     def evaluate(self) -> None:
@@ -295,6 +313,9 @@ def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run
     from pkt.summary import write_summary
 
     run = Run(with_certificate_of(folder, recipe), folder, machine)
+    if not is_first():
+        run.help_align()
+        return run
     check(run)
     with locked(folder):
         run.start()

@@ -54,13 +54,7 @@ class Stages:
         """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files."""
         for path in leftovers(self.folder):
             path.unlink()
-        done = self.records().get(name)
-        if (
-            done
-            and done["key"] == key
-            and not self.damaged(name)
-            and (content is None or done.get("content") == content())
-        ):
+        if self.is_done(name, key, content):
             log.info("%s: already done", name)
             return
         start = time.perf_counter()
@@ -76,6 +70,13 @@ class Stages:
             record["content"] = content()
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
+
+    def is_done(self, name: str, key: str, content: Callable[[], str] | None = None) -> bool:
+        """Whether a stage has this key, and left what is there."""
+        done = self.records().get(name)
+        if not done or done["key"] != key or self.damaged(name):
+            return False
+        return content is None or done.get("content") == content()
 
     def damaged(self, name: str) -> list[Path]:
         """Files of a finished stage that are gone or no longer what it wrote."""

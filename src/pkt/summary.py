@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.evaluation.statistics import summarise
 from pkt.files import write_json, write_text
-from pkt.inject.delta import Delta, Lines
+from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
+from pkt.report.words import changed_in_words
 
 if TYPE_CHECKING:
     from pkt.run import Run
@@ -120,15 +121,15 @@ def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
         entries = change.entries().float()
         if isinstance(change, Lines) and layer is not None:
             weights = target.slices(part, {layer: change.index.tolist()})[layer]
-            lines = {"num_lines": len(change.index), "line_axis": "rows" if change.axis == 0 else "columns"}
         else:
-            weights, lines = None, {"num_lines": len(entries), "line_axis": "rows"}
-        weight_norm = float(weights.norm()) if weights is not None else 0.0
+            weights = target.tensor(target.family.tensor(layer, part))
+        weight_norm = float(weights.norm())
         rows.append(
             {
                 "layer": layer,
                 "part": part,
-                **lines,
+                **_extent(change),
+                "num_entries": change.size(),
                 "delta_norm": float(entries.norm()),
                 "weight_norm": weight_norm,
                 "relative_rms": float(entries.norm()) / weight_norm if weight_norm else None,
@@ -136,6 +137,15 @@ def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _extent(change: Change) -> dict[str, Any]:
+    """How much of a tensor changes: some rows or columns, all by a low rank, or every entry."""
+    if isinstance(change, Lines):
+        return {"num_lines": len(change.index), "line_axis": "rows" if change.axis == 0 else "columns"}
+    if isinstance(change, LowRank):
+        return {"num_lines": len(change.a), "line_axis": "rank"}
+    return {"num_lines": change.size(), "line_axis": "entries"}
 
 
 def _warnings(delta: Delta, run: Run) -> list[str]:
@@ -162,7 +172,6 @@ def card(run: Run, summary: dict[str, Any], certificate: dict[str, Any] | None) 
         for row in summary["scores"]
     )
     kept = summary.get("export", {})
-    changed = sum(row["num_lines"] for row in summary["delta"])
     base = recipe.target.name
     return f"""---
 base_model: {base}
@@ -171,10 +180,10 @@ library_name: transformers
 tags: [pkt, parametric-knowledge-transfer, {run.method.name}]
 ---
 
-# {base} with parameters from {recipe.source.name}
+# {base} {f"with parameters from {recipe.source.name}" if run.method.reads_source else "fine-tuned"}
 
 Made by `pkt` with the method `{run.method.name}` ({run.method.paper}) for the task `{run.task.name}`.
-Every tensor equals that of `{base}` but for {changed} rows and columns in {len(summary["delta"])} tensors, stored in
+Every tensor equals that of `{base}` but for {changed_in_words(summary["delta"]) or "nothing"}, stored in
 {kept.get("dtype", "the target's dtype")}; {kept.get("kept_share", 1):.1%} of the changed entries survive its rounding (cosine {kept.get("kept_cosine", 1):.4f}).
 
 {_verdict(certificate)}

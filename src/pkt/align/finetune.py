@@ -12,7 +12,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,7 +91,7 @@ def finetune(
     seed = training_seed(gen)
     digest = _digest(lm, examples, cfg, seed, start)
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="pkt-") as temporary, own_randomness(seed), deterministic():
+    with tempfile.TemporaryDirectory(prefix="pkt-") as temporary, own_randomness(seed), deterministic(), _quiet():
         out = lm.memo / f"training-{digest[:16]}" if lm.memo and cfg.save_steps else Path(temporary)
         trainer = (
             build(seed, out)
@@ -122,7 +124,7 @@ def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **m
     from transformers import TrainingArguments
 
     processes = num_processes()
-    micro = min(cfg.micro_batch, cfg.batch_size)
+    micro = min(cfg.micro_batch, max(1, cfg.batch_size // processes))
     if cfg.batch_size % (micro * processes):
         raise ConfigError(
             f"method.batch_size is {cfg.batch_size}, which is no multiple of {micro} (method.micro_batch) times {processes} "
@@ -182,6 +184,14 @@ def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint in a folder."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what peft says at every checkpoint."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers`")
+        yield
 
 
 def _digest(lm: LM, examples: Sequence[Encoded], cfg: FinetuneConfig, seed: int, start: object) -> str:

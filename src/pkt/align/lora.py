@@ -10,6 +10,8 @@ a change of rank 2r on the original target (arXiv:2310.11451, section 3).
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -123,7 +125,8 @@ def _with_adapters(base: Any, target: LM, keys: Sequence[Key], cfg: LoraConfig, 
         target_modules=[target.family.path(*key) for key in keys],
         task_type="CAUSAL_LM",
     )
-    with own_randomness(training_seed(gen)):
+    with own_randomness(training_seed(gen)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers deprecates
         return get_peft_model(base, config, adapter_name=ADAPTER)
 
 
@@ -152,6 +155,4 @@ def _get(module: Any) -> LowRank:
 
 
 def _digest(pair: LowRank) -> str:
-    import hashlib
-
     return hashlib.sha256(pair.a.cpu().numpy().tobytes() + pair.b.cpu().numpy().tobytes()).hexdigest()

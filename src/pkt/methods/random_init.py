@@ -6,7 +6,7 @@ from torch import Generator
 
 from pkt.align.finetune import training_seed
 from pkt.align.lora import tune_lora
-from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, source_start
+from pkt.align.source_start import LOCATE_OPTIONS, SourceStartConfig, check_pair, locate_blocks, source_start
 from pkt.inject.delta import Delta
 from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
@@ -26,7 +26,10 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     paper="arXiv:2310.11451",
     requires=requires,
     splits=("extract", "train"),
+    locate=locate_blocks,
+    locate_options=LOCATE_OPTIONS,
     reads_source=False,
+    without={"wrong_task": "random_init has noise in every block"},
     learning_rate="lr",
 )
 def random_init(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:

@@ -49,7 +49,8 @@ class LayerScores(TypedDict):
 
 class Step(TypedDict):
     step: Count
-    cross_entropy: FiniteFloat
+    loss: NotRequired[FiniteFloat]
+    cross_entropy: NotRequired[FiniteFloat]
     penalty: NotRequired[FiniteFloat]
     source_cosine: NotRequired[FiniteFloat | None]
     noise_norm_ratio: NotRequired[FiniteFloat | None]

@@ -112,9 +112,11 @@ def _draw_map(ax: Axes, part: Mapping[str, Any]) -> None:
 
 
 def losses(history: Sequence[Mapping[str, Any]]) -> str:
-    """Cross-entropy and penalty in panels of their own, by step."""
+    """The training loss and, where there is one, the penalty, in panels of their own, by step."""
     steps = [record["step"] for record in history]
-    panels = [("cross_entropy", "cross-entropy (nats per token)", RESULT)]
+    panels = [("loss", "loss (nats per token)", RESULT)]
+    if all("cross_entropy" in record for record in history):
+        panels = [("cross_entropy", "cross-entropy (nats per token)", RESULT)]
     if all("penalty" in record for record in history):
         panels.append(("penalty", "penalty (before its weight)", ARM_COLOURS[3]))
     with drawing():

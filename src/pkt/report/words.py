@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,26 @@ def _changed(summary: Mapping[str, Any]) -> str:
     delta, name, method = summary.get("delta", []), summary["target"]["name"], summary["method"]
     if not delta:
         return f"Method {method}, from {summary['source']['name']} to {name}: no change is recorded."
-    counts = {axis: sum(row["num_lines"] for row in delta if row["line_axis"] == axis) for axis in ("rows", "columns")}
-    lines = " and ".join(f"{count:,} {axis}" for axis, count in counts.items() if count)
+    lines = changed_in_words(delta)
     layers = {row["layer"] for row in delta if row["layer"] is not None}
     where = f"in {len(layers)} layer{'s' * (len(layers) != 1)} of {name}" if layers else f"of {name}"
     share = changed_share(summary)
     weights = f" ({percent(share)} of its weights)" if share is not None else ""
     return f"Method {method} changed {lines or 'no lines'} {where}{weights}, with {summary['source']['name']} as the source."
+
+
+def changed_in_words(delta: Sequence[Mapping[str, Any]]) -> str:
+    """What of the target's weights is changed: rows and columns, matrices by a low rank, whole tensors."""
+    counts = {axis: sum(row["num_lines"] for row in delta if row["line_axis"] == axis) for axis in ("rows", "columns")}
+    found = [f"{count:,} {axis}" for axis, count in counts.items() if count]
+    ranks = [row["num_lines"] for row in delta if row["line_axis"] == "rank"]
+    if ranks:
+        rank = f"rank {ranks[0]}" if len(set(ranks)) == 1 else f"rank {min(ranks)} to {max(ranks)}"
+        found.append(f"{len(ranks)} matri{'x' if len(ranks) == 1 else 'ces'} by a change of {rank}")
+    whole = sum(row["line_axis"] == "entries" for row in delta)
+    if whole:
+        found.append(f"{whole} whole tensor{'s' * (whole != 1)}")
+    return " and ".join(found)
 
 
 def changed_share(summary: Mapping[str, Any]) -> float | None:
@@ -165,7 +178,9 @@ def delta_totals(delta: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "part": part,
                 "layers": len(of),
-                "lines": f"{sum(row['num_lines'] for row in of):,} {of[0]['line_axis']}",
+                "lines": f"{sum(row['num_lines'] for row in of):,} {of[0]['line_axis']}"
+                if of[0]["line_axis"] != "rank"
+                else f"rank {of[0]['num_lines']}",
                 "delta_norm": norm,
                 "weight_norm": weight_norm,
                 "relative": norm / weight_norm if weight_norm else None,
