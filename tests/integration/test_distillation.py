@@ -269,6 +269,30 @@ def test_padded_vocabularies_change_nothing(tiny_source, tiny_target, tmp_path, 
             torch.testing.assert_close(entries, change.entries(), rtol=0, atol=1e-4)
 
 
+def test_an_interrupted_training_continues_to_the_same_bytes(tiny_source, tiny_target, tmp_path, monkeypatch):
+    from pkt.align.distillation import Distillation
+
+    target = LM(tiny_target.name, device="cpu", memo=tmp_path)
+    options = {"epochs": 5, "save_steps": 2, "lmbda": 0.5, "unlabelled": 1, "micro_batch": 4}
+    whole = run("gkd", tiny_source, target, **options)
+    step = Distillation.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Distillation, "training_step", interrupted)
+        run("gkd", tiny_source, target, **options)
+    assert [path.name for path in tmp_path.glob("training-*/checkpoint-*")] == ["checkpoint-4"]
+    done = []
+    monkeypatch.setattr(Distillation, "training_step", lambda *args, **kwargs: done.append(1) or step(*args, **kwargs))
+    assert same(run("gkd", tiny_source, target, **options), whole)
+    assert len(done) == 6
+    assert not list(tmp_path.glob("training-*"))
+
+
 def test_the_target_learns_what_the_source_says(tiny_source, tiny_target):
     history = run("gkd", tiny_source, tiny_target, lmbda=0.0, epochs=30, lr=1e-2).provenance["history"]
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]

@@ -75,6 +75,9 @@ class _Divergence(GKDTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is sent."""
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint to continue from needs none; writing one looks up the hub."""
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """The micro-batches of one step, and the number of their tokens that are scored."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
