@@ -56,27 +56,24 @@ def test_coupled_blocks_share_neurons_and_heads(parts):
     sums = {part: torch.rand(sizes[part], generator=gen) for part in parts}
     found = _coupled(sums, {part: wanted[part] for part in parts}, s, t)
     assert found.keys() == set(parts)
-    for kind in (("gate", "up", "down"), ("q", "k", "v", "o")):
+    for kind, lines in ((("gate", "up", "down"), 24 - 16 + 1), (("q", "k", "v", "o"), 3 - 2 + 1)):
         inside = [part for part in kind if part in parts]
-        if not inside:
-            continue
+        places = [(line, column) for line in range(lines) for column in range(20 - 12 + 1)]
+        if inside:
+            best = max(places, key=lambda at: sum(inside_block(sums[p], p, at, wanted[p], s) for p in inside))
+            assert {part: found[part] for part in inside} == {
+                part: corner(part, best, sums[part], s) for part in inside
+            }
 
-        def total(line, column, inside=inside):
-            """Of the blocks of all matrices, the line being a neuron, or a head counted in key-value heads."""
-            added = 0.0
-            for part in inside:
-                row = (
-                    line
-                    if part in ("gate", "up", "down")
-                    else line * sizes[part][1 if part == "o" else 0] // s.kv_heads
-                )
-                corner = (column, row) if part in ("down", "o") else (row, column)
-                assert corner == found[part] or (line, column) != best
-                block = sums[part][corner[0] : corner[0] + wanted[part][0], corner[1] : corner[1] + wanted[part][1]]
-                added += float(block.double().sum())
-            return added
 
-        best = None
-        lines = 24 - 16 + 1 if kind[0] == "gate" else 3 - 2 + 1
-        best = max(((a, b) for a in range(lines) for b in range(20 - 12 + 1)), key=lambda at: total(*at))
-        total(*best)
+def corner(part, at, s_RC, dims):
+    """Where a block starts: at an FFN neuron, or at a key-value head."""
+    line, column = at
+    if part in ("q", "k", "v", "o"):
+        line = line * (s_RC.shape[1] if part == "o" else s_RC.shape[0]) // dims.kv_heads
+    return (column, line) if part in ("down", "o") else (line, column)
+
+
+def inside_block(s_RC, part, at, shape, dims):
+    row, column = corner(part, at, s_RC, dims)
+    return float(s_RC[row : row + shape[0], column : column + shape[1]].double().sum())

@@ -142,7 +142,11 @@ def read_adapter(folder: Path, target: LM, *, any_base: bool = False) -> Delta:
         raise UnsupportedModelError(
             f"{folder}: this adapter is no plain LoRA on its base ({found}); merge it with peft"
         )
-    keys = {target.family.path(*key): key for key in target.family.keys(target.dims.layers).values()}
+    keys = {
+        name.removesuffix(".weight"): key
+        for name, key in target.family.keys(target.dims.layers).items()
+        if name.endswith(".weight") and "norm" not in key[1]
+    }
     pairs: dict[Key, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.endswith(BASE) and torch.equal(

@@ -1,0 +1,45 @@
+"""Several processes, as torchrun starts them: one run folder, one adapter, half the batch each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from pkt.inject.delta import Delta
+
+METHOD = {
+    "name": "seeking", "rank": 4, "epochs": 2, "batch_size": 4, "micro_batch": 2, "lr": 1e-3, "dropout": 0.0, "embeddings": False,
+}  # fmt: skip
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pkt", *map(str, arguments)]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+
+
+def test_two_processes_train_what_one_does(recipe, pkt, tmp_path):
+    file = recipe(method=METHOD, evaluate={"arms": []})
+    done = torchrun("run", file, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("report:") == 1
+    assert pkt("run", file, "--out", tmp_path / "one").code == 0
+    one, two = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
+    losses = [[h["loss"] for h in delta.provenance["history"]] for delta in (one, two)]
+    assert len(losses[0]) == len(losses[1])
+    for key, change in one.changes.items():
+        torch.testing.assert_close(two.changes[key].entries(), change.entries(), rtol=0.2, atol=2e-3)
+    again = torchrun("run", file, "--out", tmp_path / "two")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "align: already done" in again.stderr
+
+
+def test_other_commands_refuse_several_processes(pkt, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = pkt("certify", recipe(method=METHOD), "--out", tmp_path / "c")
+    assert refused.code == 2
+    assert "`pkt certify` is one process, but the launcher started 2; start it without `torchrun`" in refused.err
+    assert not (tmp_path / "c").exists()
