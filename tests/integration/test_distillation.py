@@ -17,11 +17,15 @@ from transformers import PreTrainedTokenizerFast
 
 from pkt.align.full import tune_all
 from pkt.certify.arms import SOURCE_ARMS, Setting, transfer
+from pkt.checks import check
+from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.inject.delta import Delta
 from pkt.methods.gkd import GkdConfig, gkd
 from pkt.methods.seqkd import SeqkdConfig, seqkd
 from pkt.models.lm import LM
+from pkt.plan import plan
+from pkt.run import Run
 from pkt.tasks.base import UNLABELLED, Example, Task
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.losses import encode_all
@@ -282,8 +286,8 @@ def test_an_interrupted_training_continues_to_the_same_bytes(tiny_source, tiny_t
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Distillation, "training_step", interrupted)
+    monkeypatch.setattr(Distillation, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         run("gkd", tiny_source, target, **options)
     assert [path.name for path in tmp_path.glob("training-*/checkpoint-*")] == ["checkpoint-4"]
     done = []
@@ -339,3 +343,15 @@ def test_without_a_source_both_are_fine_tuning_on_labels(tiny_target):
 def test_a_target_has_nothing_to_learn_from_itself(tiny_target):
     delta = run("gkd", tiny_target, tiny_target, lmbda=0.5)
     assert delta.provenance["history"][0]["loss"] == pytest.approx(0, abs=1e-6)
+
+
+# recipes
+
+
+@pytest.mark.parametrize("name", ["nano_seqkd", "nano_gkd", "nano_seqkd_unlabelled", "nano_gkd_unlabelled"])
+def test_shipped_recipes_are_checked_and_planned(name, tmp_path):
+    made = Run(load_recipe(name), tmp_path)
+    check(made)
+    notes = " ".join(plan(made).notes)
+    assert ("in memory together" in notes) == ("gkd" in name)
+    assert (made.options.unlabelled == 600) == ("unlabelled" in name)
