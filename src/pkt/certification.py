@@ -169,7 +169,7 @@ class Certification:
         if self.searched:
             if not run.task.split("valid"):
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")
-            run.task.check_disjoint(*dict.fromkeys((*run.method.splits, "valid", "test")))
+            run.task.check_disjoint(*dict.fromkeys((*run.method.reads(run.options), "valid", "test")))
 
     def _check_units(self, task: Task, tier: str | None, where: str) -> None:
         evaluate = self.run.recipe.evaluate
@@ -260,7 +260,7 @@ class Certification:
     def data(self) -> dict[str, str]:
         """Hashes of all examples that the certificate rests on."""
         run = self.run
-        names = dict.fromkeys((*run.method.splits, *(["valid"] if self.searched else []), "test"))
+        names = dict.fromkeys((*run.method.reads(run.options), *(["valid"] if self.searched else []), "test"))
         found = {f"{run.task.name} {name}": fingerprint(run.task.split(name)) for name in names}
         found |= {f"{task.name} test": fingerprint(task.split("test")) for task in self.guard_tasks}
         if "wrong_task" in self.arms and self.wrong_task is not None:

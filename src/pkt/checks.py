@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pkt.errors import DataError
 from pkt.run import Run
-from pkt.tasks.base import Task
+from pkt.tasks.base import UNLABELLED, Task
 
 
 def check(run: Run) -> None:
@@ -14,11 +14,13 @@ def check(run: Run) -> None:
     run.method.requires(run.source, run.target, run.options)
     run.source.check()
     run.target.check()
-    run.task.check_disjoint(*run.method.splits, "test")
-    for name in run.method.splits:
-        if not run.task.split(name):
+    splits = run.method.reads(run.options)
+    run.task.check_disjoint(*splits, "test")
+    for name in splits:
+        examples = run.task.unlabelled(run.options.unlabelled) if name == UNLABELLED else run.task.split(name)
+        if not examples:
             raise DataError(f"{run.task.name}: split {name} is empty; {run.method.name} needs at least one example")
-        for example in run.task.split(name):
+        for example in examples:
             encode(example, run.style, run.target.tokenizer, run.target.dims.context, eos=True)
     if run.method.locate is not None:
         check_locatable(run, run.task)

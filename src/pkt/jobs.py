@@ -97,7 +97,13 @@ class Jobs:
         given = self.setting.wrong_examples
         is_wrong = given is not None and job.arm == "wrong_task"
         wrong = run.method.location_key(run.task.located_with(given), run.options) if is_wrong else None
-        parts += [*run.inputs(*run.method.splits), self.options(job).model_dump(), job.seed, run.recipe.dtype, wrong]
+        parts += [
+            *run.inputs(*run.method.reads(run.options)),
+            self.options(job).model_dump(),
+            job.seed,
+            run.recipe.dtype,
+            wrong,
+        ]
         return (
             key_of(*parts, fingerprint(run.task.split("valid")))
             if job.kind == "select"

@@ -107,8 +107,8 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     notes = [
         f"Time: floating-point operations over {speed / 1e9:,.0f} GFLOP/s, measured now with one matrix product; expect a factor of "
         f"2 either way, more for small models.",
-        "Memory: weights and the largest arrays, without the 0.5 GiB that Python and torch take. Source and target are never in "
-        "memory together.",
+        "Memory: weights and the largest arrays, without the 0.5 GiB that Python and torch take. Source and target are "
+        + ("in memory together." if run.method.together else "never together in memory."),
     ]
     return rows, notes
 

@@ -143,7 +143,7 @@ class Run:
             return sorted(self.memo.glob("*.safetensors"))
 
         found = self.method.location_key(task, self.options)
-        key = key_of(stage, self.inputs(*self.method.splits), found, self.recipe.dtype)
+        key = key_of(stage, self.inputs(), found, self.recipe.dtype)
         self.stages.run(stage, key, make)
 
     def align(self) -> Delta:
@@ -157,7 +157,11 @@ class Run:
             return [path]
 
         key = key_of(
-            "align", self.inputs(*self.method.splits), self.options.model_dump(), self.recipe.seed, self.recipe.dtype
+            "align",
+            self.inputs(*self.method.reads(self.options)),
+            self.options.model_dump(),
+            self.recipe.seed,
+            self.recipe.dtype,
         )
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make)

@@ -98,7 +98,7 @@ def test_stopped_inside_a_stage(pkt, recipe, finished, tmp_path, monkeypatch, st
 
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        for module in ("pkt.extract.scores", "pkt.inject.delta", "pkt.inject.export"):
+        for module in ("pkt.memo", "pkt.inject.delta", "pkt.inject.export"):
             patch.setattr(f"{module}.save_tensors", stop_while_writing)
         assert pkt("run", recipe(), "--out", folder).code == 130
     assert not temporaries(folder)

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +63,13 @@ def training_seed(gen: Generator) -> int:
 
 
 def finetune(
-    model: Any, lm: LM, examples: Sequence[Encoded], cfg: FinetuneConfig, gen: Generator, start: object = None
+    model: Any,
+    lm: LM,
+    examples: Sequence[Encoded],
+    cfg: FinetuneConfig,
+    gen: Generator,
+    start: object = None,
+    build: Callable[[int, Path], Any] | None = None,
 ) -> list[dict[str, float]]:
     """Train the trainable parameters of `model` in place, with the mean loss over labelled tokens.
 
@@ -72,6 +78,7 @@ def finetune(
 
     Args:
         lm: the handle that `model` was made from. start: JSON value that tells apart models that start differently.
+        build: seed and folder -> another trainer than the ordinary one.
 
     Returns: one record per optimizer step: step, loss, lr.
 
@@ -86,12 +93,16 @@ def finetune(
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pkt-") as temporary, own_randomness(seed), deterministic(), _quiet():
         out = lm.memo / f"training-{digest[:16]}" if lm.memo and cfg.save_steps else Path(temporary)
-        trainer = CheckedTrainer(
-            model=model,
-            args=arguments(lm, cfg, len(examples), seed, out),
-            train_dataset=examples,
-            data_collator=lambda batch: collate(batch, lm.tokenizer.pad_token_id),
-            callbacks=[Reports()],
+        trainer = (
+            build(seed, out)
+            if build
+            else CheckedTrainer(
+                model=model,
+                args=arguments(lm, cfg, len(examples), seed, out),
+                train_dataset=examples,
+                data_collator=lambda batch: collate(batch, lm.tokenizer.pad_token_id),
+                callbacks=[Reports()],
+            )
         )
         quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
     if lm.memo and cfg.save_steps and trainer.is_world_process_zero():

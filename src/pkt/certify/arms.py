@@ -22,10 +22,10 @@ from pkt.tasks.base import Example, Task
 
 REAL = "real_source"
 SOURCE_ARMS = {
-    "random_source": "noise with the mean and variance of the source's values, per module and layer",
-    "shuffled_source": "the source's values permuted over neurons and layers",
+    "random_source": "noise with the mean and variance of the source's values, per module and layer; a re-initialised model where it answers",
+    "shuffled_source": "the source's values permuted over neurons and layers; its answers or logits permuted over prompts",
     "self_source": "the target in the place of the source",
-    "no_source": "the same rows and columns trained from zero, without a source",
+    "no_source": "the same training without a source: of the same rows and columns, or on labels",
 }
 LOCATOR_ARMS = {
     "random_neurons": "neurons chosen at random in both models",

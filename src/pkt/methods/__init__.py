@@ -6,11 +6,13 @@ METHODS = Registry(
     "method",
     {
         "direct": "pkt.methods.direct:direct",
+        "gkd": "pkt.methods.gkd:gkd",
         "laten": "pkt.methods.laten:laten",
         "lora": "pkt.methods.lora:lora",
         "pissa": "pkt.methods.pissa:pissa",
         "random_init": "pkt.methods.random_init:random_init",
         "seeking": "pkt.methods.seeking:seeking",
+        "seqkd": "pkt.methods.seqkd:seqkd",
         "sft": "pkt.methods.sft:sft",
     },
     cls="pkt.methods.base:Method",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pkt.config import Section
 from pkt.models.checkpoint import file_digest
-from pkt.tasks.base import fingerprint
+from pkt.tasks.base import UNLABELLED, fingerprint
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -44,7 +44,7 @@ class Method:
     requires: Callable[[LM, LM, Any], None]
     """Raises UnsupportedModelError when the pair lacks what the method needs; reads headers only."""
     splits: tuple[str, ...]
-    """Splits of the task that the method reads."""
+    """Splits of the task that the method reads, beside the prompts that an option `unlabelled` may ask for."""
     locate: Callable[[LM, LM, Task, Any, str], Any] | None = None
     """Scores both models, through the memo of their handles, so that it can run as a stage of its own."""
     location: Callable[[Task, Any], list[Any]] | None = None
@@ -53,6 +53,8 @@ class Method:
     """For every example to locate with, the neurons of source and target that hold it: `pkt locate --verify` intervenes on them."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
+    together: bool = False
+    """Whether both models are in memory at the same time."""
     no_source: Function | None = None
     """Control arm: the same with nothing from a source. It gets the target in the place of the source."""
     random_neurons: Mapping[str, Any] | None = None
@@ -79,6 +81,10 @@ class Method:
             return [fingerprint(task.location), cfg.model_dump()]
         return self.location(task, cfg)
 
+    def reads(self, cfg: MethodConfig) -> tuple[str, ...]:
+        """Splits of the task that the method reads with these options."""
+        return (*self.splits, UNLABELLED) if getattr(cfg, UNLABELLED, 0) else self.splits
+
     @cached_property
     def code(self) -> list[str]:
         """Hashes of the files of a user's own method, so that a changed method is run again."""
@@ -104,7 +110,7 @@ class Method:
 
     def __call__(self, source: LM, target: LM, task: Task, cfg: Any, gen: Generator, *, style: str) -> Delta:
         self.requires(source, target, cfg)
-        task.check_disjoint(*self.splits, "test")
+        task.check_disjoint(*self.reads(cfg), "test")
         return self.function(source, target, task, cfg, gen, style=style)
 
 

@@ -6,8 +6,8 @@ K lines, D their length.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pkt.errors import UnsupportedModelError
@@ -17,6 +17,9 @@ from pkt.models.lm import LM
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from pkt.models.generation import Decoding
+    from pkt.models.teacher import Teacher
 
 
 class Control(LM):
@@ -35,6 +38,9 @@ class Control(LM):
     @property
     def real(self) -> LM:
         return self.source
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, seed={self.seed})"
 
     @property
     def config(self) -> Any:
@@ -59,22 +65,50 @@ class Control(LM):
         """
         raise UnsupportedModelError(
             f"{self.name} stands for {type(self).__name__} here, whose weights cannot be loaded: a method reads values through "
-            f"`slices` and `tensor`, and locates through `for_location`"
+            f"`slices` and `tensor`, asks through `generate` and `teacher`, and locates through `for_location`"
         )
 
     def generator(self, *names: object) -> Generator:
         """A generator for one piece of the model: the same in every call."""
         import torch
 
+        return torch.Generator().manual_seed(self.seed_of(*names))
+
+    def seed_of(self, *names: object) -> int:
+        """The seed of that generator."""
         text = " ".join(map(str, (self.seed, *names)))
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 class RandomSource(Control):
     """Normal noise with the mean and variance of what it stands for, per module and layer.
 
-    Every line has its own noise, whatever lines are asked for together with it.
+    Every line has its own noise, whatever lines are asked for together with it. Answers and logits come from a model of the
+    source's config whose weights are new: transformers' own initial ones (linear maps and embeddings normal with the config's
+    `initializer_range`, norms one, biases zero), drawn on the CPU.
     """
+
+    def generate(self, texts: Sequence[str], how: Decoding) -> list[str]:
+        from pkt.models.generation import answers
+
+        return answers(self, texts, how, self.initialised, ("initialised", self.seed))
+
+    def teacher(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[Teacher]:
+        from pkt.models.teacher import teaching
+
+        return teaching(self.initialised(), prompts)
+
+    @contextmanager
+    def initialised(self) -> Iterator[PreTrainedModel]:
+        """The new model, in the source's dtype, on one device."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        dtype = self.config.dtype or torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed_of("initialised"))
+            model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+        yield model.to(self.torch_device, dtype).eval().requires_grad_(False)
 
     def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         import torch
@@ -117,8 +151,24 @@ class RandomSource(Control):
 class ShuffledSource(Control):
     """The real lines in other places: permuted over all neurons and layers of a call, each module by its own permutation.
 
-    A whole tensor or a block has its entries permuted.
+    A whole tensor or a block has its entries permuted. Answers are the real ones to other prompts; logits are those of the same
+    text after another prompt.
     """
+
+    def generate(self, texts: Sequence[str], how: Decoding) -> list[str]:
+        real = self.real.generate(texts, how)
+        return [real[i] for i in self.order("answers", len(real))]
+
+    def teacher(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[Teacher]:
+        from pkt.models.teacher import teaching
+
+        return teaching(self.real.loaded(), prompts, self.order("prompts", len(prompts)))
+
+    def order(self, name: str, count: int) -> list[int]:
+        """A permutation."""
+        import torch
+
+        return torch.randperm(count, generator=self.generator(name)).tolist()
 
     def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         import torch

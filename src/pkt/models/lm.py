@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from pkt.models.generation import Decoding
+    from pkt.models.teacher import Teacher
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -167,6 +170,22 @@ class LM:
     def tensor(self, name: str) -> Tensor:
         """A whole stored tensor by its name in the checkpoint, float32."""
         return self.checkpoint.tensor(name)
+
+    def generate(self, texts: Sequence[str], how: Decoding) -> list[str]:
+        """Greedy continuations of texts, kept in the memo: see `pkt.models.generation.answers`."""
+        from pkt.models.generation import answers
+
+        return answers(self, texts, how)
+
+    def teacher(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[Teacher]:
+        """A module that gives logits for what another model reads: see `pkt.models.teacher`.
+
+        Args:
+            prompts: token ids of all prompts of the data set; a row of input names its own by number.
+        """
+        from pkt.models.teacher import teaching
+
+        return teaching(self.loaded(), prompts)
 
     def parameters(self) -> int:
         """Number of stored parameters, from the headers."""

@@ -21,3 +21,8 @@ def check_same_tokens(source: LM, target: LM, what: str) -> None:
         f"{what} needs equal token maps, but those of {source.name} ({len(theirs)} tokens) and {target.name} ({len(ours)} tokens) "
         f"differ in {len(differ)}: {shown}; choose a pair with one tokenizer, or a method that needs none"
     )
+
+
+def num_tokens(lm: LM) -> int:
+    """How many of the first logits stand for a token; the rest pads the vocabulary to a round size."""
+    return min(max(lm.tokenizer.get_vocab().values()) + 1, lm.dims.vocab)

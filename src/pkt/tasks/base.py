@@ -1,4 +1,4 @@
-"""What a task is: a format pointed at data in five splits."""
+"""What a task is: a format pointed at data in five splits, and prompts without labels where there are some."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
+UNLABELLED = "unlabelled"
+"""Prompts that no split asks, without labels: read like a split, by the methods that are told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Task:
 
     def split(self, name: str) -> list[Example]:
         """The examples of one split, in the order of the source."""
-        if name not in SPLITS:
+        if name not in (*SPLITS, UNLABELLED):
             raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(SPLITS)}")
         if name not in self._splits:
             self._splits[name] = self.load(name)
@@ -92,6 +94,22 @@ class Task:
             return self.split(name)
         except DataError:
             return []
+
+    def unlabelled(self, count: int) -> list[Example]:
+        """The first `count` prompts without labels, in their fixed order; their response is the forced prefix alone.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if not count:
+            return []
+        found = self.split(UNLABELLED)
+        if count > len(found):
+            raise DataError(
+                f"{self.name}: method.unlabelled is {count}, but there are {len(found)} unlabelled prompts; set it to {len(found)} "
+                f"or less"
+            )
+        return found[:count]
 
     def without_test_items(self) -> Task:
         """This task with all other splits rid of examples whose prompt stands in the test split; says which were dropped."""

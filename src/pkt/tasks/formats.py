@@ -49,11 +49,7 @@ class Format:
         Raises:
             DataError: with `where`, the field, and what was expected.
         """
-        messages = field(row, "messages", list, where)
-        roles = [m.get("role") if isinstance(m, dict) else None for m in messages]
-        if roles != ["user", "assistant"]:
-            raise DataError(f"{where}: field messages has roles {roles}, expected ['user', 'assistant']")
-        user, response = (field(m, "content", str, where) for m in messages)
+        user, response = _contents(row, ["user", "assistant"], where)
         if "tier" not in row:  # the published rows; the nano world's texts stand as the models learnt them
             user, response = user.strip(), response.strip()
         name = _optional(row, "id", str, where, where)
@@ -78,6 +74,27 @@ class Format:
             choices=choices,
             paraphrases=tuple(text.strip() for text in paraphrases),
         )
+
+    def from_prompt(self, row: Row, where: str) -> Example:
+        """A row of one user's message: a prompt without a label. Its response is the forced prefix alone.
+
+        Raises:
+            DataError: as `from_messages`.
+        """
+        (user,) = _contents(row, ["user"], where)
+        name = _optional(row, "id", str, where, where)
+        unit = _optional(row, "unit", str, where, name)
+        text = user if "tier" in row else user.strip()
+        return Example(id=name, prompt=text, response=self.prefix, answer="", unit=unit)
+
+
+def _contents(row: Row, expected: list[str], where: str) -> list[str]:
+    """The texts of a row's messages, whose roles must be as expected."""
+    messages = field(row, "messages", list, where)
+    roles = [m.get("role") if isinstance(m, dict) else None for m in messages]
+    if roles != expected:
+        raise DataError(f"{where}: field messages has roles {roles}, expected {expected}")
+    return [field(m, "content", str, where) for m in messages]
 
 
 def field(row: Row, name: str, kind: type, where: str) -> Any:

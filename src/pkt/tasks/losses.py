@@ -31,6 +31,11 @@ class Encoded:
     ids: list[int]
     labels: list[int]
 
+    @property
+    def prompt(self) -> list[int]:
+        """The ids before the first that counts."""
+        return self.ids[: next((i for i, label in enumerate(self.labels) if label != IGNORED), None)]
+
 
 def encode_all(examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool) -> list[Encoded]:
     """Token ids and labels: the response and the end of sequence count, on request the prompt too."""

@@ -1,7 +1,8 @@
 """Where a task's examples come from: the embedded nano world, a folder, or the hub.
 
 A folder has the layout `splits/TASK/{extract,align,train}.jsonl` and `test/TASK/test.jsonl` (or `.jsonl.gz`). It has no
-valid split of its own: the last tenth of `train` is `valid`, and no part of `train`. The public training data on the hub
+valid split of its own: the last tenth of `train` is `valid`, and no part of `train`. Prompts without labels may stand in
+`splits/TASK/unlabelled.jsonl`, as `messages` of one user. Those of the nano world ask about its new units. The public training data on the hub
 is dealt in a fixed random order: extract 20, align 80, valid 100 and train up to 1,000 rows, none of which has the prompt of
 a test row or of another.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from pkt.errors import ConfigError, DataError
 from pkt.registry import nearest
-from pkt.tasks.base import Example, Task
+from pkt.tasks.base import UNLABELLED, Example, Task
 from pkt.tasks.formats import FORMATS, LETTERS, Format
 from pkt.tasks.jsonl import read_jsonl
 
@@ -77,6 +78,8 @@ def task(name: str, data: str | Path | None = None) -> Task:
 def _nano(form: Format, split: str) -> list[Example]:
     from pkt.nano import world
 
+    if split == UNLABELLED:
+        return _nano_unlabelled(form)
     return [form.from_messages(row, row["id"]) for row in world.splits(form.name)[split]]
 
 
@@ -96,12 +99,40 @@ def _nano_wordings(example: Example) -> list[str]:
     return []
 
 
+def _nano_unlabelled(form: Format) -> list[Example]:
+    """Every prompt about the units of group `new` that stands in no split, in a fixed random order, without its answer."""
+    from pkt.nano import world
+
+    asked = world.training_rows(form.name, ("new",), skill=False)
+    rows = [row for of_unit in asked for of_question in of_unit for row in of_question]
+    random.Random(f"{world.SEED} {form.name} {UNLABELLED}").shuffle(rows)
+    return [
+        form.from_prompt(
+            {
+                "id": f"nano/{form.name}/{UNLABELLED}/{i}",
+                "unit": row["unit"],
+                "tier": "",
+                "messages": row["messages"][:1],
+            },
+            row["unit"],
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
 def _folder(form: Format, folder: Path, split: str) -> list[Example]:
     if split == "test":
         place = folder / "test" / form.name
         path = next((p for p in (place / "test.jsonl", place / "test.jsonl.gz") if p.is_file()), place / "test.jsonl")
         return _examples(path, form.from_test)
     place = folder / "splits" / form.name
+    if split == UNLABELLED:
+        path = place / f"{UNLABELLED}.jsonl"
+        if not path.is_file():
+            raise DataError(
+                f"{form.name}: no unlabelled prompts; put them into {path}, one user message a line, or set method.unlabelled=0"
+            )
+        return _examples(path, form.from_prompt)
     if split not in ("train", "valid") or ((place / f"{split}.jsonl").is_file() and split == "valid"):
         return _examples(place / f"{split}.jsonl", form.from_messages)
     rows = _examples(place / "train.jsonl", form.from_messages)
@@ -145,6 +176,10 @@ class _Dealt:
         path, config, train, test = HUB[self.form.name]
         if name == "test":
             return self._read(test)
+        if name == UNLABELLED:
+            raise DataError(
+                f"{self.form.name}: {path} has no unlabelled prompts; give a folder with --set task.data=DIR, or set method.unlabelled=0"
+            )
         if train is None:
             raise DataError(
                 f"{self.form.name}: {path} has a test split only and no {name}; give a folder with --set task.data=DIR"

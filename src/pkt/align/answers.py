@@ -1,0 +1,54 @@
+"""The source's own answers to prompts, in the place of labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pkt.errors import DataError
+from pkt.models.generation import Decoding
+from pkt.models.lm import LM
+from pkt.tasks.base import Example, Task
+from pkt.tasks.prompts import adds_special_tokens, render
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Examples whose response is the source's answer."""
+
+    examples: list[Example]
+    empty: int
+    """Answers without text, whose examples were dropped."""
+
+
+def answered(
+    source: LM, task: Task, examples: Sequence[Example], style: str, *, max_new_tokens: int | None, batch_size: int
+) -> Answered:
+    """Let the source answer after the format's forced prefix, in its own tokenizer and prompt template.
+
+    No label is looked at: of an example only the prompt counts.
+
+    Args:
+        max_new_tokens: longest answer; None means the format's. batch_size: prompts in one pass.
+
+    Raises:
+        DataError: every answer is empty.
+    """
+    prefix = task.format.prefix
+    texts = [render(example, style, source.tokenizer) + prefix for example in examples]
+    how = Decoding(
+        max_new_tokens or task.format.max_new_tokens, task.format.stop, adds_special_tokens(style), batch_size
+    )
+    found = source.generate(texts, how)
+    kept = [replace(e, response=prefix + text) for e, text in zip(examples, found, strict=True) if text.strip()]
+    empty = len(examples) - len(kept)
+    if empty:
+        log.warning("%s: %d of %d answers are empty; their prompts are dropped", source.name, empty, len(examples))
+    if examples and not kept:
+        raise DataError(
+            f"{source.name}: all {empty} answers to {task.name} are empty; check the prompt style, or choose another source"
+        )
+    return Answered(kept, empty)
