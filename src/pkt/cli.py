@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pkt import console
-from pkt.console import out, say, show_certificate, show_run
+from pkt.console import out, say, show_certificate, show_comparison, show_run
 from pkt.errors import ConfigError
 from pkt.files import locked
 from pkt.listing import arm_rows, option_rows, recipe_rows, split_rows, table, work_in_words
@@ -264,6 +264,32 @@ def verify(
     say(f"{failed} of {len(checks)} checks failed" if failed else "the certificate holds")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="run folders, of `pkt run` or `pkt certify`", metavar="DIR...")],
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="folder for comparison.json, comparison.csv and comparison.html")
+    ] = None,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="with --out: pictures of score against FLOP and against labels too")
+    ] = False,
+    tier: Annotated[
+        str | None, typer.Option(help="with --frontier: the tier to show; left out, the one that decides")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print comparison.json instead of tables")] = False,
+) -> None:
+    """Run folders side by side: scores, verdicts, costs."""
+    from pkt.comparison import as_json
+    from pkt.comparison import compare as read
+    from pkt.report.comparison_page import write
+
+    if (frontier and out_ is None) or (tier is not None and not frontier):
+        raise ConfigError("--frontier needs --out DIR for its pictures, and --tier needs --frontier")
+    found = as_json(read(folders))
+    written = write(found, out_, frontier=frontier, tier=tier) if out_ else []
+    show_comparison(found, written, as_json=json_)
 
 
 @app.command()

@@ -53,6 +53,11 @@ class TaskSection(OtherTask):
     prompt_style: Literal["tulu", "chat_template", "plain"] = Field(
         "tulu", description="how prompt and response are joined"
     )
+    labels: int | None = Field(
+        None,
+        ge=1,
+        description="labelled examples that the method may read: dealt to its splits by their sizes, the first of each; null means all",
+    )
 
 
 class EvaluateSection(Section):

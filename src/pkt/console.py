@@ -54,6 +54,23 @@ def show_certificate(certificate: dict[str, Any], folder: Path) -> None:
     say("\n" + "\n".join([*verdict_lines(certificate), f"report: {(folder / 'report.html').resolve()}"]))
 
 
+def show_comparison(comparison: dict[str, Any], written: Sequence[Path], *, as_json: bool) -> None:
+    """Runs side by side, or the same as JSON and nothing else."""
+    from pkt.report.comparison import terminal
+
+    if as_json:
+        return say(json.dumps(comparison, indent=1, ensure_ascii=False))
+    for part in terminal(comparison, out.width):
+        if isinstance(part, str):
+            say(part)
+        else:
+            out.print(part)
+            say("")
+    for path in written:
+        say(str(path))
+    return None
+
+
 def set_up(level: int) -> None:
     """Messages of the package to stderr; settings that make small models fast and results repeatable."""
     logging.basicConfig(

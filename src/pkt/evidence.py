@@ -18,7 +18,7 @@ from pkt.config import Recipe
 from pkt.environment import code
 from pkt.errors import DataError
 from pkt.files import locked, write_json
-from pkt.jobs import GUARD_TEXT, Job, read_record
+from pkt.jobs import EFFORT, GUARD_TEXT, Job, read_record
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
 from pkt.run import Machine, Run
@@ -175,7 +175,8 @@ def _arm(made: Certification, arm: str, found: Evidence) -> dict[str, Any]:
     records = _records(made, row)
     runs = records[: len(made.seeds)]
     return row | {
-        "trained_parameters": runs[0]["trained_parameters"],
+        **{key: runs[0].get(key) for key in EFFORT},
+        **{key: _mean([r.get(key) for r in runs]) for key in ("flop", "delta_seconds")},
         "score": float(found.arms[arm].mean()),
         "seed_scores": found.arms[arm].mean(1).tolist(),
         "seconds": round(sum(r["seconds"] for r in records), 1),
@@ -186,6 +187,12 @@ def _arm(made: Certification, arm: str, found: Evidence) -> dict[str, Any]:
             "scores": [file_digest(scores_path(made, arm, seed)) for seed in made.seeds],
         },
     }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Of values that are all there."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 3) if known and len(known) == len(values) else None
 
 
 def _absent(arm: str, reason: str) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def _absent(arm: str, reason: str) -> dict[str, Any]:
         "lr_from": None,
         "curve": [],
         "at_edge": False,
-        "trained_parameters": None,
+        **dict.fromkeys((*EFFORT, "flop", "delta_seconds")),
         "score": None,
         "seed_scores": [],
         "seconds": 0.0,

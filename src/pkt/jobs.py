@@ -26,6 +26,7 @@ from pkt.evaluation.guard import text_digest
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
 from pkt.files import write_json, write_text
+from pkt.flops import counted
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
 from pkt.methods.base import MethodConfig
@@ -39,6 +40,8 @@ from pkt.tasks.losses import encode_all
 VALIDATION_BATCH = 16
 BROKEN = -1000.0
 """Log-likelihood of a token, in nats, where a model gives none."""
+EFFORT = ("trained_parameters", "labels", "steps")
+"""What a method says of itself in its delta's provenance."""
 GUARD_TEXT = "guard text"
 """Task name of the lines that hold the guard text's log-likelihoods."""
 
@@ -176,27 +179,35 @@ class Jobs:
         made = transfer(job.arm, self.setting, self.options(job), job.seed)
         return Delta(made.changes, made.provenance | {"arm": job.arm, "seed": job.seed, "key": self.key(job)})
 
+    def _made(self, job: Job) -> tuple[Delta, dict[str, Any]]:
+        """The delta of an arm with what it took, without the loading of the target."""
+        self._hold(self.run.target)
+        start = time.perf_counter()
+        with counted() as count:
+            delta = self.delta(job)
+        return delta, {"flop": count.flop, "delta_seconds": round(time.perf_counter() - start, 3)}
+
     def _select(self, job: Job) -> dict[str, Any]:
         """Loss on the valid split; None where training diverged."""
         run = self.run
         try:
-            delta = self.delta(job)
+            delta, cost = self._made(job)
         except TrainingError as e:
             return {"loss": None, "note": str(e)}
         examples = encode_all(run.task.split("valid"), run.style, run.target, loss_on_prompt=False)
         with run.target.loaded() as model, injected(model, delta):
             loss = mean_loss(model, run.target, examples, VALIDATION_BATCH)
-        return {"loss": loss if math.isfinite(loss) else None}
+        return {"loss": loss if math.isfinite(loss) else None, **cost}
 
     def _transfer(self, job: Job) -> dict[str, Any]:
-        delta = self.delta(job)
+        delta, cost = self._made(job)
         at = job.path(self.arms)
         weights, scores = at.with_suffix(".safetensors"), at.with_suffix(".jsonl")
         delta.save(weights)
         files = {weights.name: file_digest(weights)}
         with self.run.target.loaded() as model, injected(model, delta):
             self._write(scores, model, self.run.target, guards=job.arm == REAL)
-        made = {"delta": files[weights.name], "trained_parameters": delta.provenance.get("trained_parameters")}
+        made = {"delta": files[weights.name], **{key: delta.provenance.get(key) for key in EFFORT}, **cost}
         if not self.keep:
             weights.unlink()
             files = {}

@@ -18,7 +18,7 @@ from pkt.files import leftovers, locked, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
-from pkt.processes import is_first, told_by_first
+from pkt.processes import is_first, num_processes, told_by_first
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
@@ -114,7 +114,11 @@ class Run:
         from pkt.tasks.sources import task
 
         found = task(self.recipe.task.name, self.recipe.task.data)
-        return found.without_test_items() if self.recipe.task.drop_overlap else found
+        if self.recipe.task.drop_overlap:
+            found = found.without_test_items()
+        if self.recipe.task.labels is None:
+            return found
+        return found.limited(self.recipe.task.labels, self.method.splits)
 
     @property
     def style(self) -> str:
@@ -144,7 +148,7 @@ class Run:
 
         found = self.method.location_key(task, self.options)
         key = key_of(stage, self.inputs(), found, self.recipe.dtype)
-        self.stages.run(stage, key, make)
+        self.stages.run(stage, key, make, count=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -164,7 +168,7 @@ class Run:
             self.recipe.dtype,
         )
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
-        self.stages.run("align", key, make)
+        self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen
         return Delta.load(path)
 
     def help_align(self) -> None:

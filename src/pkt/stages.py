@@ -11,7 +11,8 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,20 @@ class Stages:
             raise DataError(f"{self.path}: damaged; delete it, and the stages are run again") from None
 
     def run(
-        self, name: str, key: str, make: Callable[[], Iterable[Path]], content: Callable[[], str] | None = None
+        self,
+        name: str,
+        key: str,
+        make: Callable[[], Iterable[Path]],
+        content: Callable[[], str] | None = None,
+        *,
+        count: bool = False,
     ) -> None:
-        """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files."""
+        """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files.
+
+        Args:
+            count: record the floating-point operations too. A stage that is made again for a file that was lost may find
+                others that it need not compute: then what the first time cost stands.
+        """
         for path in leftovers(self.folder):
             path.unlink()
         if self.is_done(name, key, content):
@@ -59,7 +71,8 @@ class Stages:
             return
         start = time.perf_counter()
         reset_peak()
-        files = make()
+        with _counted(count) as flop:
+            files = make()
         record: dict[str, Any] = {
             "key": key,
             "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
@@ -68,6 +81,9 @@ class Stages:
         }
         if content is not None:
             record["content"] = content()
+        if count:
+            before = self.records().get(name, {})
+            record["flop"] = max(flop(), before.get("flop", 0) if before.get("key") == key else 0)
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 
@@ -83,6 +99,27 @@ class Stages:
         files = self.records().get(name, {"files": {}})["files"]
         paths = ((self.folder / file, digest) for file, digest in files.items())
         return [path for path, digest in paths if not path.is_file() or file_digest(path) != digest]
+
+
+@contextmanager
+def _counted(wanted: bool) -> Iterator[Callable[[], int]]:
+    """The number of operations done inside the block, where that is wanted."""
+    if not wanted:
+        yield lambda: 0
+        return
+    from pkt.flops import counted
+
+    with counted() as count:
+        yield lambda: count.flop
+
+
+def flop_of(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """Operations of the stages that make the delta; None where one was not counted, or found its scores already made."""
+    counts = [stages[name].get("flop") for name in ("locate", "align") if name in stages]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts) or "align" not in stages or stages.get("locate", {}).get("flop") == 0:
+        return None
+    return sum(known)
 
 
 def reset_peak() -> None:

@@ -12,7 +12,9 @@ from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
+from pkt.nano.chance import chance
 from pkt.report.words import changed_in_words
+from pkt.stages import flop_of
 
 if TYPE_CHECKING:
     from pkt.run import Run
@@ -35,10 +37,11 @@ def write_summary(run: Run) -> dict[str, Any]:
         "target": _model(run.target),
         "scores": _scores(run),
         "perplexity": _perplexity(run),
+        **effort(run),
         "history": [],
         "delta": [],
         "costs": [
-            {"stage": name, "seconds": s["seconds"], "peak_memory_gib": s["peak_memory_gib"]}
+            {"stage": name, **{k: s[k] for k in ("seconds", "peak_memory_gib", "flop") if k in s}}
             for name, s in sorted(run.stages.records().items(), key=lambda item: _order(item[0], run))
         ],
         "warnings": [],
@@ -56,6 +59,15 @@ def write_summary(run: Run) -> dict[str, Any]:
     if (folder / "model").is_dir():
         write_text(folder / "model" / "README.md", card(run, summary, certificate))
     return summary
+
+
+def effort(run: Run) -> dict[str, int | None]:
+    """What the delta took: trained parameters, labels and steps as its method says, operations as its stages counted them."""
+    path = run.folder / "delta.safetensors"
+    said = Delta.load(path).provenance if path.is_file() else {}
+    return {key: said.get(key) for key in ("trained_parameters", "labels", "steps")} | {
+        "flop": flop_of(run.stages.records()) if said else None
+    }
 
 
 def _certificate(run: Run) -> dict[str, Any] | None:
@@ -98,12 +110,8 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     rows = summarise(run.scores.lines())
     if not is_nano(run.task.name):
         return rows
-    from pkt.nano import world
-
-    tests = world.splits(run.task.name.removeprefix("nano/"))["test"]
     for row in rows:
-        asked = [r for r in tests if row["tier"] in (r["tier"], "all")]
-        row["chance"] = world.best_guess(run.task.name.removeprefix("nano/"), asked)
+        row["chance"] = chance(run.task.name, row["tier"])
     return rows
 
 

@@ -59,7 +59,9 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 
 def result(folder: Path) -> Any:
     """A certificate without what it cost."""
-    return _without(read(folder / "certificate.json"), {"seconds", "peak_memory_gib", "code", "learning_rate"})
+    return _without(
+        read(folder / "certificate.json"), {"seconds", "delta_seconds", "peak_memory_gib", "code", "learning_rate"}
+    )
 
 
 def _without(value: Any, keys: set[str]) -> Any:

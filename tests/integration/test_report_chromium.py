@@ -10,9 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import comparison_data
 import pytest
 import report_data
 
+from pkt.report.comparison_page import page
+from pkt.report.frontier import pictures
 from pkt.report.html import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -124,3 +127,22 @@ def test_the_probe_sees_what_it_looks_for(tmp_path: Path) -> None:
     assert found["requests"] == ["http://example.invalid/x.png"]
     assert found["scroll"] >= 900
     assert "P" in found["outside"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "1"), (1000, "1"), (1000, "0")])
+def test_comparison_is_silent_asks_for_nothing_and_fits(tmp_path: Path, width: int, scheme: str) -> None:
+    content = comparison_data.frontier()
+    content["runs"][0].update(
+        run="r" * 200, folder="f" * 300, method="m" * 60, verdict=None, state="unfinished: " + "s" * 200
+    )
+    whole = page(content, pictures(content))
+    bare = POLICY.sub("", whole)
+    assert bare != whole
+    found, console = open_in_browser(tmp_path, bare, width, f"--blink-settings=preferredColorScheme={scheme}")
+    assert console == []
+    assert found["requests"] == []
+    assert found["scroll"] <= width
+    assert found["outside"] == []
+    assert len(found["figures"]) == 2
+    assert min(found["figures"]) > 300
+    assert found["ink"] == {"1": "rgb(26, 32, 39)", "0": "rgb(228, 232, 237)"}[scheme]

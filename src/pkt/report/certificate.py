@@ -90,6 +90,10 @@ class Arm(TypedDict):
     curve: list[CurvePoint]
     at_edge: bool | None
     trained_parameters: Count | None
+    labels: NotRequired[Count | None]
+    steps: NotRequired[Count | None]
+    flop: NotRequired[NotNegative | None]
+    delta_seconds: NotRequired[NotNegative | None]
     score: Score | None
     seed_scores: list[Score]
     seconds: NotNegative | None

@@ -83,6 +83,7 @@ class Cost(TypedDict):
     stage: str
     seconds: FiniteFloat
     peak_memory_gib: NotRequired[FiniteFloat | None]
+    flop: NotRequired[Annotated[FiniteFloat, Field(ge=0)] | None]
 
 
 class Summary(TypedDict):
@@ -94,6 +95,10 @@ class Summary(TypedDict):
     source: ModelInfo
     target: ModelInfo
     scores: NotRequired[list[ScoreLine]]
+    trained_parameters: NotRequired[Count | None]
+    labels: NotRequired[Count | None]
+    steps: NotRequired[Count | None]
+    flop: NotRequired[Annotated[FiniteFloat, Field(ge=0)] | None]
     perplexity: NotRequired[dict[str, float | str | None] | None]
     layers: NotRequired[dict[str, LayerScores]]
     history: NotRequired[list[Step]]
@@ -146,8 +151,13 @@ def checked(adapter: TypeAdapter[T], path: Path, advice: str) -> T:
     Raises:
         DataError: the file is not JSON or not of that form; names the first key that is wrong.
     """
+    return fitting(adapter, load_json(path, advice), path, advice)
+
+
+def fitting(adapter: TypeAdapter[T], content: Any, path: Path, advice: str) -> T:
+    """The content of a file, if it has the declared form; else as `checked`."""
     try:
-        return adapter.validate_python(load_json(path, advice))
+        return adapter.validate_python(content)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -38,11 +38,12 @@ def render(folder: Path) -> str:
     Raises: DataError when `summary.json` is missing, or it or `certificate.json` malformed.
     """
     run, certificate = read(folder), read_certificate(folder)
-    template = _templates().get_template("page.html.j2")
+    template = templates().get_template("page.html.j2")
     return template.render(_context(run, certificate))
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The pages' templates with the filters that they use."""
     env = Environment(
         loader=PackageLoader("pkt.report", "."),
         autoescape=True,

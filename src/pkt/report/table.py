@@ -107,12 +107,9 @@ def score_rows(summary: Mapping[str, Any]) -> list[ScoreRow]:
     Args:
         summary: the content of `summary.json`.
     """
-    lines = summary.get("scores", [])
-    tiers, arms = dict.fromkeys(line["tier"] for line in lines), arm_names(summary)
-    known = [tier for tier in TIERS if tier in tiers and tier != "all"]
-    order = [*known, *(t for t in tiers if t not in TIERS), *(["all"] if "all" in tiers else [])]
+    lines, arms = summary.get("scores", []), arm_names(summary)
     rows = []
-    for tier in order:
+    for tier in tier_order(line["tier"] for line in lines):
         found = {line["arm"]: line for line in lines if line["tier"] == tier}
         cells = {arm: _cell(found[arm]) for arm in arms if arm in found}
         chances = [line["chance"] for line in found.values() if line.get("chance") is not None]
@@ -120,6 +117,13 @@ def score_rows(summary: Mapping[str, Any]) -> list[ScoreRow]:
         paired = Change(result["change"], result["change_error"]) if "change" in result else None
         rows.append(ScoreRow(tier, cells, chances[0] if chances else None, paired))
     return rows
+
+
+def tier_order(tiers: Iterable[str]) -> list[str]:
+    """Known tiers first, then others as they come, `all` last."""
+    found = dict.fromkeys(tiers)
+    known = [tier for tier in TIERS if tier in found and tier != "all"]
+    return [*known, *(t for t in found if t not in TIERS), *(["all"] if "all" in found else [])]
 
 
 def arm_names(summary: Mapping[str, Any]) -> list[str]:

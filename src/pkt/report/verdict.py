@@ -45,7 +45,7 @@ def verdict_lines(certificate: Mapping[str, Any]) -> list[str]:
     said = {
         f"verdict: {name}{early}": certificate["reason"],
         "": _needed(certificate),
-        _harm(certificate): _harmed(certificate),
+        harm_flag(certificate): _harmed(certificate),
         "source-attributable gain": _gain(certificate),
         "location": _location(certificate),
         "measured on": _basis(certificate),
@@ -91,7 +91,7 @@ def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[st
         "name": name,
         "meaning": meaning,
         "preliminary": _preliminary(certificate),
-        "harm": _harm(certificate),
+        "harm": harm_flag(certificate),
         "harmed": _harmed(certificate),
         "needed": _needed(certificate),
         "gain": _gain(certificate),
@@ -110,7 +110,7 @@ def _preliminary(certificate: Mapping[str, Any]) -> str:
     return f"Preliminary, for: {'; '.join(certificate.get('preliminary_for') or ['fewer than 5 seeds'])}."
 
 
-def _harm(certificate: Mapping[str, Any]) -> str:
+def harm_flag(certificate: Mapping[str, Any]) -> str:
     """The flag, in two words or three."""
     if certificate["harm"] is None:
         return "harm: not asked"

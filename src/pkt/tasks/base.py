@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,40 @@ class Task:
 
         return replace(self, load=load, _splits={})
 
+    def limited(self, num: int, names: Sequence[str]) -> Task:
+        """This task with `num` examples in the splits `names` together, and the other splits as they are.
+
+        They are dealt in proportion to the splits' sizes, at least one to each; the first of each split stay.
+
+        Raises:
+            DataError: there are fewer, a split would get none, or there is no split to deal them to.
+        """
+        sizes = {name: len(self.split(name)) for name in dict.fromkeys(names)}
+        held = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        if not sizes:
+            raise DataError(
+                f"{self.name}: task.labels is {num}, but the method reads no labelled example; leave it out"
+            )
+        if num > sum(sizes.values()):
+            raise DataError(
+                f"{self.name}: task.labels is {num}, but the method's splits hold {sum(sizes.values())} examples ({held}); lower it, "
+                f"or set it to null for all"
+            )
+        if num < len(sizes) or not all(sizes.values()):
+            raise DataError(
+                f"{self.name}: task.labels is {num}, but every split that the method reads needs an example ({held}); set it to "
+                f"{len(sizes)} at least"
+            )
+        return self.first(_dealt(num, sizes))
+
+    def first(self, numbers: Mapping[str, int]) -> Task:
+        """This task with the first examples alone of the splits that `numbers` names."""
+
+        def load(name: str) -> list[Example]:
+            return self.split(name)[: numbers.get(name)]
+
+        return replace(self, load=load, _splits={})
+
     def check_disjoint(self, *names: str) -> None:
         """Raise DataError if an example, judged by its prompt, stands in two of the splits `names`."""
         seen: dict[str, tuple[str, str]] = {}
@@ -139,6 +173,20 @@ class Task:
                         f"same prompt; remove one of them{drop}"
                     )
                 seen[example.prompt] = (name, example.id)
+
+
+def _dealt(num: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """`num` in shares proportional to `sizes`, each at least 1: whole parts first, then by the largest remainder."""
+    total = sum(sizes.values())
+    shares = {name: max(1, num * size // total) for name, size in sizes.items()}
+    rests = {name: num * size / total - shares[name] for name, size in sizes.items()}
+    while sum(shares.values()) != num:
+        up = sum(shares.values()) < num
+        open_ = [name for name in sizes if (shares[name] < sizes[name] if up else shares[name] > 1)]
+        name = max(open_, key=lambda n: rests[n]) if up else min(open_, key=lambda n: rests[n])
+        shares[name] += 1 if up else -1
+        rests[name] -= 1 if up else -1
+    return shares
 
 
 def fingerprint(examples: list[Example]) -> str:

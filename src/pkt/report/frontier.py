@@ -1,0 +1,149 @@
+"""What does a score cost? Pictures of score against operations and against labels, one line per recipe, and what they say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pkt.errors import DataError
+from pkt.report.comparison import Row, groups, large, setting
+from pkt.report.frontier_plot import draw
+from pkt.report.numbers import plus_minus
+
+COSTS = {"flop": "FLOP", "labels": "labels"}
+MARKS = "filled: transfer; ring: tuning; diamond: no effect or undecided; cross: harm; small: no certificate with control arms"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: what it cost and what it scored, with one standard error."""
+
+    run: str
+    series: str
+    cost: float
+    score: float
+    error: float | None
+    mark: str
+    """`transfer`, `tuning`, `other` or `none`."""
+    harm: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure with its words."""
+
+    name: str
+    """Unique, fit for a file name."""
+    setting: str
+    title: str
+    svg: str
+    caption: str
+    undominated: list[str]
+    """Runs that no other beats at no more cost."""
+
+
+def pictures(comparison: Mapping[str, Any], tier: str | None = None) -> list[Picture]:
+    """Two for each task, source and target: by operations and by labels.
+
+    Args:
+        comparison: the content of `comparison.json`.
+        tier: whose scores are shown; None means the tier that decides.
+
+    Raises:
+        DataError: no run has that tier.
+    """
+    known = dict.fromkeys(t for row in comparison["runs"] for t in row["scores"])
+    if tier is not None and tier not in known:
+        raise DataError(f"--tier {tier!r}: no run has such a tier; there are {', '.join(known) or 'none'}")
+    found = []
+    for rows in groups(comparison):
+        found += [_picture(rows, tier or rows[0]["tier"], cost) for cost in COSTS]
+    return [picture for picture in found if picture is not None]
+
+
+def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
+    """None where no run has a score and that cost."""
+    points = [point for row in rows if (point := _point(row, tier, cost))]
+    if not points:
+        return None
+    known = {role: _levels(rows, tier, f"{role}_scores") for role in ("target", "source")}
+    lines = {role: next(iter(found), None) for role, found in known.items()}
+    chance = rows[0]["chance"].get(tier)
+    name = re.sub(
+        r"[^\w.-]+", "-", "-".join(["frontier", *(rows[0][key] for key in ("task", "source", "target")), tier, cost])
+    )
+    best = undominated(points)
+    title = f"Score on tier {tier} against {COSTS[cost]}"
+    svg = draw(points, lines, chance, COSTS[cost], name, f"{title}: {setting(rows)}")
+    caption = _caption(points, best, lines["target"], chance, tier, cost, len(rows) - len(points))
+    if len(known["target"]) > 1:
+        caption += " The runs were scored on different items, so their scores do not compare; the lines are those of the first."
+    return Picture(name, setting(rows), title, svg, caption, [point.run for point in best])
+
+
+def _point(row: Row, tier: str, cost: str) -> Point | None:
+    level, value = row["scores"].get(tier), row["costs"][cost]
+    if level is None or value is None:
+        return None
+    judged = row["verdict"] if row["asked"] else None
+    mark = judged if judged in ("transfer", "tuning") else "other" if judged else "none"
+    return Point(
+        row["run"], row["recipe"], value, level["score"], level["standard_error"], mark, harm=bool(row["harm"])
+    )
+
+
+def _levels(rows: Sequence[Row], tier: str, of: str) -> list[float]:
+    """Of all runs that have it; one number where they are asked the same."""
+    return list(dict.fromkeys(row[of][tier]["score"] for row in rows if tier in row[of]))
+
+
+def undominated(points: Sequence[Point]) -> list[Point]:
+    """Those for which no other, at no more cost, has a higher score; cheapest first."""
+    best = [p for p in points if not any(q.cost <= p.cost and q.score > p.score for q in points)]
+    return sorted(best, key=lambda p: (p.cost, p.run))
+
+
+def _caption(
+    points: Sequence[Point],
+    best: Sequence[Point],
+    target: float | None,
+    chance: float | None,
+    tier: str,
+    cost: str,
+    missing: int,
+) -> str:
+    """How to read it, what chance would give, and what it says."""
+    said = [
+        f"Each point is one run, each line one recipe through its runs; up is better, left is cheaper, bars are one standard error. {MARKS.capitalize()}.",
+        "The dashed line is the target as it was, the dotted one the source.",
+        f"The best constant guess scores {chance:.3f}." if chance is not None else "",
+        "A run that changed nothing lies on the dashed line. Two runs of the same true score may differ by one and a half bars in up to one "
+        "of three pairs, by chance alone; the more runs are shown, the more differ so.",
+        _says(best, cost),
+    ]
+    if target is not None:
+        below = [p.run for p in best if p.score <= target]
+        said.append(
+            f"The target itself costs nothing, and of these {', '.join(below)} scored no better." if below else ""
+        )
+        above = sum(p.score > target for p in points)
+        said.append(
+            f"{above} of {len(points)} runs {'scores' if above == 1 else 'score'} above the target as it was ({target:.3f})."
+        )
+    if missing:
+        said.append(
+            f"Not shown, for want of a score on tier {tier} or a count of {COSTS[cost]}: {missing} run{'s' * (missing != 1)}."
+        )
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _says(best: Sequence[Point], cost: str) -> str:
+    """Which runs are not dominated."""
+    shown = ", ".join(
+        f"{p.run} ({large(p.cost) if cost == 'flop' else f'{p.cost:,}'} {COSTS[cost]}, {plus_minus(p.score, p.error)})"
+        for p in best
+    )
+    whose = "this run" if len(best) == 1 else "these runs"
+    return f"Not dominated, for no other run with at most as many {COSTS[cost]} has a higher score, {'is' if len(best) == 1 else 'are'} {whose}: {shown}."
