@@ -11,14 +11,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkt.config import CertificateSection, Recipe, validate
+from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
-from pkt.files import leftovers, locked, write_json, write_text
+from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
-from pkt.processes import is_first, num_processes, told_by_first
+from pkt.processes import num_processes, told_by_first
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
@@ -297,38 +297,3 @@ def _method(recipe: Recipe) -> tuple[Any, Any]:
     options = dict(recipe.method)
     method = METHODS.get(options.pop("name"))
     return method, validate(method.config, options, f"recipe {recipe.name}", "method")
-
-
-def with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
-    """The recipe with the `certificate` section of the folder's certificate, if it has none of its own."""
-    path = folder / "recipe.yaml"
-    if recipe.certificate != CertificateSection() or not path.is_file() or not (folder / "certificate.json").is_file():
-        return recipe
-    try:
-        before = validate(Recipe, read_yaml_file(path), str(path))
-    except ConfigError:  # of another version: it is written anew
-        return recipe
-    return recipe.model_copy(update={"certificate": before.certificate})
-
-
-def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run:
-    """All stages, then the summary, the model card and the report."""
-    from pkt.checks import check
-    from pkt.report.html import write
-    from pkt.summary import write_summary
-
-    run = Run(with_certificate_of(folder, recipe), folder, machine)
-    if not is_first():
-        run.help_align()
-        return run
-    check(run)
-    with locked(folder):
-        run.start()
-        if run.method.locate is not None:
-            run.locate()
-        run.align()
-        run.inject()
-        run.evaluate()
-        write_summary(run)
-        write(folder)
-    return run

@@ -93,7 +93,8 @@ def recipe(tmp_path_factory, shared_data, make_lm) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory, recipe, _short) -> Path:
     from pkt.config import load_recipe
-    from pkt.run import Machine, execute
+    from pkt.execute import execute
+    from pkt.run import Machine
 
     folder = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:

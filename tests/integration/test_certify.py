@@ -13,11 +13,12 @@ from run_folders import temporaries
 
 from pkt.certification import SELECTION, Certification, automatic_workers
 from pkt.errors import TrainingError
+from pkt.execute import execute
 from pkt.extract.attribution import attribute
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
-from pkt.run import Machine, Run, execute
+from pkt.run import Machine, Run
 from pkt.tasks.sources import task
 
 SEEDS = (0, 1)

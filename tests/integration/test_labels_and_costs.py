@@ -10,11 +10,12 @@ from certified_folders import ONE_PROCESS, read, small_recipe
 
 from pkt.certification import Certification
 from pkt.errors import DataError
+from pkt.execute import execute
 from pkt.extract.attribution import attribute
 from pkt.flops import counted
 from pkt.inject.delta import Delta
 from pkt.jobs import Job
-from pkt.run import Run, execute
+from pkt.run import Run
 from pkt.stages import flop_of
 
 STEPS, EXTRACT, ALIGN = 2, 20, 80

@@ -19,6 +19,7 @@ from pkt.certify.arms import Setting
 from pkt.certify.arms import transfer as arm_transfer
 from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
+from pkt.execute import execute
 from pkt.extract.location import LocationConfig, attributions, counts, locate
 from pkt.extract.slices import line_index, place
 from pkt.inject.apply import injected, write_
@@ -28,7 +29,7 @@ from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.plan import plan
-from pkt.run import Run, execute
+from pkt.run import Run
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS
 

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands have, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pkt.run import Machine, Run
+
+RecipeArg = Annotated[
+    str,
+    typer.Argument(help="a YAML file, or the name of a shipped recipe (see `pkt tasks --recipes`)", metavar="RECIPE"),
+]
+Folder = Annotated[Path, typer.Argument(help="a run folder", metavar="DIR")]
+Out = Annotated[Path, typer.Option("--out", help="run folder; an interrupted run in it continues")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a recipe key, e.g. method.steps=8; repeatable"),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1, balanced, sequential, or offload (GPU, then CPU, then disk)")
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="processes for the arms; 0: one per core as memory allows on a CPU, one on a GPU")
+]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
+
+
+def machine_of(device: str, batch_size: int = 64, workers: int = 0) -> Machine:
+    """Where to run."""
+    from pkt.run import Machine
+
+    return Machine(device, batch_size, workers)
+
+
+def run_of(recipe: str, folder: Path, overrides: list[str] | None, device: str, batch_size: int = 64) -> Run:
+    """The run of a recipe in a folder."""
+    from pkt.config import load_recipe
+    from pkt.execute import with_certificate_of
+    from pkt.run import Run
+
+    asked = with_certificate_of(folder, load_recipe(recipe, overrides or ()))
+    return Run(asked, folder, machine_of(device, batch_size))
+
+
+def resumed(folder: Path, device: str, batch_size: int = 64) -> Run:
+    """The run that a folder holds."""
+    from pkt.run import Run
+
+    return Run.resume(folder, machine_of(device, batch_size))
