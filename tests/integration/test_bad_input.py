@@ -352,7 +352,7 @@ def test_a_real_process_prints_one_line_and_exits_with_2(recipe, tmp_path):
 
 
 def test_out_of_memory_says_what_to_do(monkeypatch, capsys):
-    import pkt.run
+    import pkt.execute
     from pkt.cli import main
 
     def grow(*_args):
@@ -360,7 +360,7 @@ def test_out_of_memory_says_what_to_do(monkeypatch, capsys):
             "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
         )
 
-    monkeypatch.setattr(pkt.run, "execute", grow)
+    monkeypatch.setattr(pkt.execute, "execute", grow)
     monkeypatch.setattr("sys.argv", ["pkt", "run", "nano_tuned", "--out", "nowhere"])
     with pytest.raises(SystemExit) as e:
         main()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from certified_folders import ONE_PROCESS, small_recipe
 
-from pkt.align.activations import map_states, state_errors
+from pkt.align.activations import map_states, prompts, state_errors
 from pkt.align.alignment import Options, Schedule, align
 from pkt.align.moments import Goal, MomentLoss, goal_maker, moments
 from pkt.certification import Certification
@@ -118,7 +118,8 @@ def test_the_gradient_of_the_moments_is_that_of_finite_differences():
 
 
 def mapped(source: LM, target: LM, task: Task | None = None, seed=0):
-    return map_states(source, target, (task or make_task()).split("align"), "plain", [0, 2], 0.1, gen(seed))
+    examples = (task or make_task()).split("align")
+    return map_states(source, target, examples, prompts(examples, "plain", target, "Answer:"), [0, 2], 0.1, gen(seed))
 
 
 def hidden(model, ids: list[int]) -> list[torch.Tensor]:
@@ -140,7 +141,7 @@ def test_the_maps_are_ridge_regressions_on_the_other_half(tiny_source, tiny_targ
     states = {}
     with tiny_source.loaded() as large, tiny_target.loaded() as small, torch.no_grad():
         for e in examples:
-            ids = tiny_target.tokenizer(e.prompt + "\n")["input_ids"]
+            ids = tiny_target.tokenizer(e.prompt + "\nAnswer:")["input_ids"]
             states[e.id] = [[h[1:].double() for h in hidden(model, ids)] for model in (large, small)]
     for layer, given in enumerate([0, 2]):
         x, y = (
@@ -363,6 +364,19 @@ def test_unequal_token_maps_are_refused_by_name(make_lm, tmp_path, tiny_source, 
     assert repr(one) in str(caught.value)
     for alignment in ("language", "moments"):  # they need no such thing
         assert transfer(other, tiny_target, alignment, steps=1).norm() > 0
+
+
+def test_prompts_without_labels_are_read_by_activations_alone(tiny_source, tiny_target):
+    plain = make_task()
+    more = [replace(e, id=f"more{i}", prompt=f"What about {i}?", response="Answer:") for i, e in enumerate(plain.split("align"))]  # fmt: skip
+    task = replace(plain, load=lambda name: more if name == "unlabelled" else plain.split(name), _splits={})
+    one, two = (transfer(tiny_source, tiny_target, "activations", task, unlabelled=n) for n in (0, 6))
+    assert not torch.equal(values(one), values(two))
+    assert two.provenance["labels"] == one.provenance["labels"] == 3
+    with pytest.raises(DataError, match="method.unlabelled is 7, but there are 6 unlabelled prompts"):
+        transfer(tiny_source, tiny_target, "activations", task, unlabelled=7)
+    with pytest.raises(ConfigError, match="method.alignment is language: only `activations` reads prompts without labels"):  # fmt: skip
+        transfer(tiny_source, tiny_target, "language", task, unlabelled=2)
 
 
 def test_too_few_prompts(tiny_source, tiny_target):

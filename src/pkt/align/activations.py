@@ -1,7 +1,7 @@
 """Alignment without labels: the target's residual stream is drawn to the source's, mapped to its width.
 
-1. Texts are the prompts of the align split, up to where the response starts; responses are not looked at. Both models read
-   the same token ids. The first position of a text is left out: it sees one token only, and in large models its state is an
+1. Texts are prompts with the format's forced start of a response, after which the answer would come: of the align split, and on
+   request of prompts that have no label. Responses are not looked at. Both models read the same token ids. The first position of a text is left out: it sees one token only, and in large models its state is an
    outlier that drowns the others.
 2. Source layers are those of the FFN's layer map: an FFN's output completes the stream that a layer leaves.
 3. For every pair of layers a linear map with an intercept is fitted once, by ridge regression in float64, from the source's
@@ -64,8 +64,8 @@ class MappedStates:
     """Per target layer: `source` and `target` layer, and `r2` of the map on the texts that it was not fitted on."""
 
 
-def prompts(examples: Sequence[Example], style: str, target: LM) -> list[list[int]]:
-    """Token ids of the prompts, for both models.
+def prompts(examples: Sequence[Example], style: str, target: LM, prefix: str) -> list[list[int]]:
+    """Token ids of the prompts with the forced start of a response, for both models.
 
     Raises:
         DataError: there are fewer than two, or a prompt has fewer than two tokens.
@@ -74,7 +74,7 @@ def prompts(examples: Sequence[Example], style: str, target: LM) -> list[list[in
         raise DataError(
             f"alignment on activations needs two align examples at least, found {len(examples)}: half of them fit the maps"
         )
-    found = [encode_prompt(e, style, target.tokenizer, target.dims.context) for e in examples]
+    found = [encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=prefix) for e in examples]
     for example, ids in zip(examples, found, strict=True):
         if len(ids) < 2:
             raise DataError(f"the prompt of example {example.id} has fewer than two tokens; remove it")
@@ -82,17 +82,20 @@ def prompts(examples: Sequence[Example], style: str, target: LM) -> list[list[in
 
 
 def map_states(
-    source: LM, target: LM, examples: Sequence[Example], style: str, layers: Sequence[int], ridge: float, gen: Generator
+    source: LM,
+    target: LM,
+    examples: Sequence[Example],
+    ids: Sequence[list[int]],
+    layers: Sequence[int],
+    ridge: float,
+    gen: Generator,
 ) -> MappedStates:
-    """Record both models' states, fit the maps on half of the examples, and map the source's states of the other half.
+    """Record both models' states, fit the maps on half of the texts, and map the source's states of the other half.
 
     Args:
+        ids: token ids of every example's text, from `prompts`.
         layers: the source layer for every target layer. ridge: as for `fit`. gen: draws the halves.
-
-    Raises:
-        DataError: as `prompts`.
     """
-    ids = prompts(examples, style, target)
     of_source = source.residuals(ids, sorted(set(layers)))
     of_target = target.residuals(ids, range(target.dims.layers))
     order = torch.randperm(len(ids), generator=gen).tolist()

@@ -48,7 +48,7 @@ from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
-from pkt.tasks.base import Task, fingerprint
+from pkt.tasks.base import Example, Task, fingerprint
 
 DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
@@ -69,6 +69,9 @@ class LatenConfig(LocationConfig):
         0.01,
         gt=0,
         description="for `activations`: ridge of the maps, relative to the mean variance of the source's states",
+    )
+    unlabelled: int = Field(
+        0, ge=0, description="for `activations`: prompts without labels to align on too; the first ones of the task's"
     )
     steps: int = Field(8, ge=1, description="alignment steps (optimizer updates)")
     schedule_steps: int | None = Field(
@@ -107,6 +110,10 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
     check_pair(source, target, cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate)
     if cfg.alignment == "activations":
         check_same_tokens(source, target, "alignment on activations")
+    elif cfg.unlabelled:
+        raise ConfigError(
+            f"method.unlabelled is {cfg.unlabelled}, but method.alignment is {cfg.alignment}: only `activations` reads prompts without labels"
+        )
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
             f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; "
@@ -116,12 +123,17 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
 
 def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> Any:
     """Scores of both models and, for `activations`, their states in the memo, one model in memory at a time."""
-    ids = prompts(task.split("align"), style, target) if cfg.alignment == "activations" else []
+    ids = prompts(_asked(task, cfg), style, target, task.format.prefix) if cfg.alignment == "activations" else []
     found = attributions(source, target, task, cfg, style)
     if ids:
         for lm in (source, target):
             lm.residuals(ids, [])  # none are wanted yet: a memo records all
     return found
+
+
+def _asked(task: Task, cfg: LatenConfig) -> list[Example]:
+    """Whose prompts `activations` reads."""
+    return [*task.split("align"), *task.unlabelled(cfg.unlabelled)]
 
 
 def lacking(cfg: LatenConfig) -> dict[str, str]:
@@ -133,7 +145,7 @@ def lacking(cfg: LatenConfig) -> dict[str, str]:
 
 def location(task: Task, cfg: LatenConfig) -> list[Any]:
     """What decides `locations`."""
-    states = [fingerprint(task.split("align"))] if cfg.alignment == "activations" else []
+    states = [fingerprint(_asked(task, cfg))] if cfg.alignment == "activations" else []
     return [*location_key(task, cfg), cfg.alignment, *states]
 
 
@@ -262,7 +274,9 @@ def _objective(
     if cfg.alignment == "moments":
         return MomentLoss(goals_of), {}
     layers = top_scores(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name)
-    states = map_states(source, target, task.split("align"), style, layers, cfg.ridge, gen)
+    asked = _asked(task, cfg)
+    ids = prompts(asked, style, target, task.format.prefix)
+    states = map_states(source, target, asked, ids, layers, cfg.ridge, gen)
     return ActivationLoss(target, states, passes, gen), {"state_maps": states.described}
 
 

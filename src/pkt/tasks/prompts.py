@@ -100,15 +100,15 @@ def encode(
 
 
 def encode_prompt(
-    example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None
+    example: Example, style: str, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None, *, prefix: str = ""
 ) -> list[int]:
-    """Token ids of the prompt up to where the response starts; the response is not looked at.
+    """Token ids of the prompt and the forced start of a response; the response is not looked at.
 
     Raises:
         DataError: the prompt is longer than `max_length`.
     """
     prompt = render(example, style, tokenizer)
-    ids = list(tokenizer(prompt, add_special_tokens=adds_special_tokens(style))["input_ids"])
+    ids = list(tokenizer(prompt + prefix, add_special_tokens=adds_special_tokens(style))["input_ids"])
     if max_length is not None and len(ids) > max_length:
         raise DataError(
             f"the prompt of example {example.id} has {len(ids)} tokens, but the context holds {max_length}; shorten or remove it"
