@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from rich.table import Table
 
 from pkt.errors import PktError
+from pkt.tasks.base import UNLABELLED
 
 if TYPE_CHECKING:
     from pkt.certification import Certification
@@ -19,10 +20,12 @@ Row = dict[str, Any]
 def split_rows(task: Task) -> list[Row]:
     """One row per split: items, units, and the tiers of the test split."""
     rows: list[Row] = []
-    for split in ("extract", "align", "train", "valid", "test"):
+    for split in ("extract", "align", "train", "valid", "test", UNLABELLED):
         try:
             examples = task.split(split)
         except PktError as e:
+            if split == UNLABELLED:  # few tasks have it
+                continue
             rows.append({"split": split, "items": "-", "units": "-", "tiers": str(e)})
             continue
         tiers = {e.tier: sum(x.tier == e.tier for x in examples) for e in examples if e.tier}

@@ -226,6 +226,9 @@ def rerun(folder: Path, arm: str, machine: Machine | None = None) -> list[Check]
     with tempfile.TemporaryDirectory() as temporary:
         run.memo = Path(temporary)
         jobs = made.jobs()
+        if run.method.locate is not None:  # before the target is held: the two are never in memory together
+            wrong = jobs.setting.wrong_examples if arm == "wrong_task" else None
+            run.method.locate(run.source, run.target, run.task.located_with(wrong), run.options, run.style)
         try:
             for seed in made.seeds:
                 path = Job("transfer", arm, None, seed).path(made.folder)

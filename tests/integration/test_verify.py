@@ -139,7 +139,10 @@ def test_an_edited_learning_rate(certified):
     assert {"no_source", "verdict"} <= set(failed(certified))
 
 
-@pytest.mark.parametrize(("old", "new"), [("  steps: 2\n  schedule", "  steps: 3\n  schedule"), ("limit: 4", "limit: 5"), ("seed: 0", "seed: 1")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("  steps: 2\n  schedule", "  steps: 3\n  schedule"), ("limit: 4", "limit: 5"), ("seed: 0", "seed: 1")],
+)
 def test_an_edited_recipe(certified, old, new):
     path = certified / "recipe.yaml"
     assert path.read_text().count(old) == 1

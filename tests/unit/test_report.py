@@ -305,3 +305,13 @@ def test_figures_fit_a_large_pair() -> None:
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share).replace("\u00a0", " ") == text
+
+
+def test_what_the_change_took_is_said_as_far_as_it_is_known(tmp_path: Path, summary: dict[str, Any]) -> None:
+    assert "The change took" not in render(report_data.write(tmp_path, summary))
+    summary |= {"labels": 100, "steps": 60, "trained_parameters": 221184, "flop": 9.3e10}
+    text = render(report_data.write(tmp_path, summary))
+    assert (
+        "The change took 100 labelled examples, 60 optimizer steps, 221,184 trained parameters, "
+        "9.3e+10 floating-point operations, location included." in text
+    )

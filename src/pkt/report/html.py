@@ -16,7 +16,7 @@ from pkt.report.data import RunFolder, read
 from pkt.report.numbers import finite, interval, p_value, percent, signed
 from pkt.report.table import ARMS, TIERS, arm_names, score_rows
 from pkt.report.verdict import comparisons, level, stamp
-from pkt.report.words import delta_totals, headline, perplexity_change, shared_layers
+from pkt.report.words import delta_totals, effort, headline, perplexity_change, shared_layers
 
 DEPENDENCE = ("source_cosine", "noise_norm_ratio")
 
@@ -88,6 +88,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "shared": shared_layers(layers),
         "figures": {name: Markup(svg) for name, svg in figures.items()},
         "costs": summary.get("costs", []),
+        "effort": effort(summary),
         "seconds": sum(cost["seconds"] for cost in summary.get("costs", [])),
         "recipe": run.recipe,
         "environment": dict(_flat(run.environment)),

@@ -188,3 +188,15 @@ def delta_totals(delta: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def effort(summary: Mapping[str, Any]) -> str:
+    """What making the change took, as far as it is known."""
+    said = [
+        f"{summary[key]:,} {what}"
+        for key, what in (("labels", "labelled examples"), ("steps", "optimizer steps"), ("trained_parameters", "trained parameters"))
+        if summary.get(key) is not None
+    ]  # fmt: skip
+    if summary.get("flop"):
+        said.append(f"{summary['flop']:.2g} floating-point operations, location included")
+    return f"The change took {', '.join(said)}." if said else ""
