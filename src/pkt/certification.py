@@ -206,6 +206,7 @@ class Certification:
     def locate(self) -> None:
         """Scores of both models, once for all arms."""
         run = self.run
+        run.prepare()
         if run.method.locate is None:
             return
         run.locate()
@@ -286,5 +287,7 @@ def automatic_workers(run: Run) -> int:
 
     if run.target.torch_device != "cpu" or run.machine.device not in ("auto", "cpu"):
         return 1
-    each = 2 * 4 * max(run.source.parameters(), run.target.parameters()) + (1 << 30)
+    each = 8 * max(run.source.parameters(), run.target.parameters()) + (1 << 30)
+    if run.method.trains_copy:  # weights, gradients and two averages of each, and a source that is asked
+        each = 20 * run.target.parameters() + 8 * run.source.parameters() + (1 << 30)
     return max(1, min(cores(), psutil.virtual_memory().available // each))

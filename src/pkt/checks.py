@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pkt.errors import DataError
+from pkt.errors import ConfigError, DataError
 from pkt.run import Run
 from pkt.tasks.base import UNLABELLED, Task
 
@@ -12,6 +12,7 @@ def check(run: Run) -> None:
     from pkt.tasks.prompts import encode
 
     run.method.requires(run.source, run.target, run.options)
+    _check_adapter(run)
     run.source.check()
     run.target.check()
     splits = run.method.reads(run.options)
@@ -26,6 +27,21 @@ def check(run: Run) -> None:
         check_locatable(run, run.task)
     if run.recipe.evaluate.arms:
         check_gradable(run, run.task)
+
+
+def _check_adapter(run: Run) -> None:
+    """Raise ConfigError if the recipe wants an adapter of a method that changes every entry."""
+    from pkt.align.finetune import FinetuneConfig
+    from pkt.align.lora import LoraConfig
+
+    if (
+        run.recipe.export.adapter == "always"
+        and isinstance(run.options, FinetuneConfig)
+        and not isinstance(run.options, LoraConfig)
+    ):
+        raise ConfigError(
+            f"export.adapter is always, but {run.method.name} changes every entry of a matrix, which no adapter holds; set it to auto"
+        )
 
 
 def check_locatable(run: Run, task: Task) -> None:

@@ -21,7 +21,7 @@ from pkt.nano.chance import chance
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import checked, fitting, read
 from pkt.report.verdict import harm_flag
-from pkt.stages import Stages, flop_of
+from pkt.stages import SHARED, Stages, flop_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tier_scores import AGAIN, Level, existing, levels, ordered
 
@@ -202,15 +202,15 @@ def _of_arms(found: Entry, folder: Path, seeds: Sequence[int]) -> Entry:
     models = {role: arms / role / "model.jsonl" for role in ("target", "source")}
     scores = {role: levels([path], found.task) if path.is_file() else {} for role, path in models.items()}
     stages = Stages(folder).records()
-    located = {name: record for name, record in stages.items() if name == "locate"}
+    shared = {name: record for name, record in stages.items() if name in SHARED}
     flop = _mean([record.get("flop") for record in records])
-    if located:
-        first = located["locate"].get("flop")
+    for record in shared.values():
+        first = record.get("flop")
         flop = flop + first if flop is not None and first else None
     seconds = _mean([record.get("delta_seconds") for record in records])
     if seconds is not None:
-        seconds += sum(record["seconds"] for record in located.values())
-    memory = [r["peak_memory_gib"] for r in (*records, *located.values())]
+        seconds += sum(record["seconds"] for record in shared.values())
+    memory = [r["peak_memory_gib"] for r in (*records, *shared.values())]
     said = records[0]
     return replace(
         found,
@@ -241,8 +241,8 @@ def _scored(found: Entry, folder: Path) -> Entry:
 
 
 def _stage_costs(records: Mapping[str, Mapping[str, Any]]) -> Costs:
-    """What location and alignment took, as far as the stages know."""
-    made = [records[name] for name in ("locate", "align") if name in records]
+    """What location, preparation and alignment took, as far as the stages know."""
+    made = [records[name] for name in (*SHARED, "align") if name in records]
     memory = [record["peak_memory_gib"] for record in made if record.get("peak_memory_gib") is not None]
     return Costs(
         flop=flop_of(records),

@@ -19,6 +19,7 @@ from pkt.environment import code
 from pkt.errors import DataError
 from pkt.files import locked, write_json
 from pkt.jobs import EFFORT, GUARD_TEXT, Job, read_record
+from pkt.memo import memo_files
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
 from pkt.run import Machine, Run
@@ -89,7 +90,7 @@ def certificate(made: Certification) -> dict[str, Any]:
         "hashes": {
             "recipe": run.certified_key(),
             "data": made.data(),
-            "location": {path.name: file_digest(path) for path in sorted(run.memo.glob("*.safetensors"))},
+            "location": {path.name: file_digest(path) for path in memo_files(run.memo)},
             "scores": {arm: file_digest(scores_path(made, arm)) for arm in ("target", "source")},
         },
         "code": {**code(), "sources": sorted(sources)},

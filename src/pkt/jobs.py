@@ -21,7 +21,7 @@ import torch
 from pkt.align.alignment import mean_loss
 from pkt.certify.arms import REAL, Setting, transfer
 from pkt.environment import code
-from pkt.errors import TrainingError, UnsupportedModelError
+from pkt.errors import DataError, TrainingError, UnsupportedModelError
 from pkt.evaluation.guard import text_digest
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
@@ -156,7 +156,7 @@ class Jobs:
         }
         try:
             made = what[job.kind](job)
-        except (TrainingError, UnsupportedModelError) as e:
+        except (TrainingError, UnsupportedModelError, DataError) as e:
             at = f", seed {job.seed}, learning rate {job.lr:g}" if job.lr is not None else ""
             hint = "; with certificate.learning_rates arms get other rates" if isinstance(e, TrainingError) else ""
             raise type(e)(f"{job.arm}{at}: {e}{hint}") from e
@@ -175,17 +175,24 @@ class Jobs:
 
     def delta(self, job: Job) -> Delta:
         """The delta of an arm, made anew."""
-        self._hold(self.run.target)
+        self._make_room()
         made = transfer(job.arm, self.setting, self.options(job), job.seed)
         return Delta(made.changes, made.provenance | {"arm": job.arm, "seed": job.seed, "key": self.key(job)})
 
     def _made(self, job: Job) -> tuple[Delta, dict[str, Any]]:
         """The delta of an arm with what it took, without the loading of the target."""
-        self._hold(self.run.target)
+        self._make_room()
         start = time.perf_counter()
         with counted() as count:
             delta = self.delta(job)
         return delta, {"flop": count.flop, "delta_seconds": round(time.perf_counter() - start, 3)}
+
+    def _make_room(self) -> None:
+        """Hold the target, or nothing where the method loads what it works on."""
+        if self.run.method.trains_copy:
+            self.close()
+        else:
+            self._hold(self.run.target)
 
     def _select(self, job: Job) -> dict[str, Any]:
         """Loss on the valid split; None where training diverged."""
@@ -195,6 +202,7 @@ class Jobs:
         except TrainingError as e:
             return {"loss": None, "note": str(e)}
         examples = encode_all(run.task.split("valid"), run.style, run.target, loss_on_prompt=False)
+        self._hold(run.target)
         with run.target.loaded() as model, injected(model, delta):
             loss = mean_loss(model, run.target, examples, VALIDATION_BATCH)
         return {"loss": loss if math.isfinite(loss) else None, **cost}
@@ -205,6 +213,7 @@ class Jobs:
         weights, scores = at.with_suffix(".safetensors"), at.with_suffix(".jsonl")
         delta.save(weights)
         files = {weights.name: file_digest(weights)}
+        self._hold(self.run.target)
         with self.run.target.loaded() as model, injected(model, delta):
             self._write(scores, model, self.run.target, guards=job.arm == REAL)
         made = {"delta": files[weights.name], **{key: delta.provenance.get(key) for key in EFFORT}, **cost}

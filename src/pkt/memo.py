@@ -39,6 +39,11 @@ def remembered(
     return found if names is None else {name: found[name] for name in names}
 
 
+def memo_files(folder: Path) -> list[Path]:
+    """What is kept in a memo: tensors, and answers as lines."""
+    return sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".jsonl"))
+
+
 def _read(path: Path, names: Sequence[str] | None) -> dict[str, Tensor] | None:
     from safetensors import SafetensorError, safe_open
 

@@ -13,6 +13,7 @@ from pkt.extract.scores import Work
 from pkt.models.families import KINDS, PARTS
 from pkt.models.lm import LM
 from pkt.run import Run
+from pkt.tasks.base import UNLABELLED
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
@@ -89,6 +90,8 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
         rows.append(_align_row(run, lines, lengths["align"], speed))
+    if run.method.prepare is not None:
+        rows.append(_answers_row(run, lengths["train"], speed))
     if isinstance(options, FinetuneConfig):
         rows.append(_finetune_row(run, lengths["train"], speed))
     items = len(run.task.split("test"))
@@ -138,10 +141,17 @@ def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[di
     ]
 
 
+def _answers_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
+    """The source's answers, as long as a training example at most."""
+    prompts = len(run.task.split("train")) + getattr(run.options, UNLABELLED, 0)
+    flop = 2.0 * run.source.parameters() * tokens * prompts
+    return _row(f"answers of the source, {prompts} at most", flop, _weights(run, run.source), speed)
+
+
 def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
     """Fine-tuning: forward and backward, with gradients of all weights or of adapters alone."""
     target, options = run.target, run.options
-    examples, num = len(run.task.split("train")), target.parameters()
+    examples, num = len(run.task.split("train")) + getattr(options, UNLABELLED, 0), target.parameters()
     steps = options.epochs * math.ceil(examples / options.batch_size)
     d, micro = target.dims, min(options.micro_batch, options.batch_size)
     widest = micro * tokens * (d.layers * (8 * d.width + 3 * d.ffn) + d.vocab) * 4
@@ -149,6 +159,9 @@ def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
     trained = 2 * options.rank * d.layers * 7 * d.width if adapters else num
     weights = _weights(run, target) if adapters else 4.0 * num
     flop = (4.0 if adapters else 6.0) * num * tokens * examples * options.epochs
+    if run.method.together:  # the source reads everything too, and the target's own samples
+        flop += 2.0 * run.source.parameters() * tokens * examples * options.epochs
+        weights += _weights(run, run.source)
     return _row(f"fine-tune, {steps} steps", flop, weights + 12.0 * trained + widest, speed)
 
 

@@ -16,6 +16,7 @@ from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
+from pkt.memo import memo_files
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.processes import num_processes, told_by_first
@@ -144,11 +145,27 @@ class Run:
         def make() -> list[Path]:
             assert self.method.locate is not None
             self.method.locate(self.source, self.target, task, self.options, self.style)
-            return sorted(self.memo.glob("*.safetensors"))
+            return memo_files(self.memo)
 
         found = self.method.location_key(task, self.options)
         key = key_of(stage, self.inputs(), found, self.recipe.dtype)
         self.stages.run(stage, key, make, count=True)
+
+    def prepare(self) -> None:
+        """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
+        from pkt.align.finetune import FinetuneConfig
+
+        prepare = self.method.prepare
+        if prepare is None:
+            return
+
+        def make() -> list[Path]:
+            prepare(self.source, self.target, self.task, self.options, self.style)
+            return memo_files(self.memo)
+
+        asked = self.options.model_dump(exclude=set(FinetuneConfig.model_fields))  # training changes nothing here
+        what = [*self.inputs(*self.method.reads(self.options)), asked, self.recipe.dtype]
+        self.stages.run("prepare", key_of("prepare", what), make, count=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -167,6 +184,7 @@ class Run:
             self.recipe.seed,
             self.recipe.dtype,
         )
+        self.prepare()
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen
         return Delta.load(path)

@@ -22,7 +22,9 @@ from pkt.models.checkpoint import file_digest
 
 log = logging.getLogger(__name__)
 
-STAGES = ("locate", "align", "inject", "evaluate")
+STAGES = ("locate", "prepare", "align", "inject", "evaluate")
+SHARED = ("locate", "prepare")
+"""Stages whose result all arms and seeds of a certificate share."""
 VERSION = 1
 """Part of every key: raise it when a stage's output changes for the same inputs."""
 
@@ -115,9 +117,9 @@ def _counted(wanted: bool) -> Iterator[Callable[[], int]]:
 
 def flop_of(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Operations of the stages that make the delta; None where one was not counted, or found its scores already made."""
-    counts = [stages[name].get("flop") for name in ("locate", "align") if name in stages]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts) or "align" not in stages or stages.get("locate", {}).get("flop") == 0:
+    made = [name for name in (*SHARED, "align") if name in stages]
+    known = [stages[name]["flop"] for name in made if stages[name].get("flop") is not None]
+    if len(known) < len(made) or "align" not in stages or any(stages[n]["flop"] == 0 for n in SHARED if n in stages):
         return None
     return sum(known)
 

@@ -93,7 +93,7 @@ def _order(stage: str, run: Run) -> tuple[int, int]:
 
     name, _, arm = stage.partition(" ")
     arms = list(run.recipe.evaluate.arms)
-    return STAGES.index(name), arms.index(arm) if arm in arms else len(arms)
+    return STAGES.index(name) if name in STAGES else len(STAGES), arms.index(arm) if arm in arms else len(arms)
 
 
 def _model(lm: LM) -> dict[str, Any]:

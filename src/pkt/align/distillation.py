@@ -123,6 +123,8 @@ class _Divergence(GKDTrainer):
         loss = self.generalized_jsd_loss(
             target_KV, source_KV.to(target_KV.device), beta=self.beta, num_items_in_batch=num_items_in_batch
         )
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # tokens are counted over all of them, gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
 

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from pkt.config import Section
-from pkt.errors import ConfigError
+from pkt.errors import ConfigError, DataError
 from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.processes import num_processes
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""transformers' names."""
 STATE = "trainer_state.json"
 """The file that a checkpoint gets last."""
 
@@ -49,7 +51,9 @@ class FinetuneConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="of the learning rate after warm-up"
     )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
+    warmup: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps, rounded down, in which the learning rate rises from 0"
+    )
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient is clipped")
     loss_on_prompt: bool = Field(False, description="count the prompt's tokens in the loss too")
@@ -84,10 +88,12 @@ def finetune(
 
     Raises:
         TrainingError: the loss is NaN or infinite; says where.
-        ConfigError: batch sizes that do not fit each other.
+        ConfigError: batch sizes that do not fit each other. DataError: there are no examples.
     """
     from pkt.align.trainer import CheckedTrainer, Reports, quiet
 
+    if not examples:
+        raise DataError("there is no example to fine-tune on: the train split is empty")
     seed = training_seed(gen)
     digest = _digest(lm, examples, cfg, seed, start)
     begun = time.perf_counter()
@@ -115,6 +121,28 @@ def finetune(
     ]
 
 
+def check_training(target: LM, cfg: FinetuneConfig) -> None:
+    """Raise ConfigError for what would stop a training only when it starts: batch sizes, or a GPU that is not the first."""
+    _micro_batch(cfg)
+    index = target.torch_device.partition(":")[2]
+    if index not in ("", "0"):
+        raise ConfigError(
+            f"fine-tuning runs on the first GPU that it sees, not on {target.torch_device}; set CUDA_VISIBLE_DEVICES={index} and --device cuda"
+        )
+
+
+def _micro_batch(cfg: FinetuneConfig) -> int:
+    """Examples in memory at a time, in each process."""
+    processes = num_processes()
+    micro = min(cfg.micro_batch, max(1, cfg.batch_size // processes))
+    if cfg.batch_size % (micro * processes):
+        raise ConfigError(
+            f"method.batch_size is {cfg.batch_size}, which is no multiple of {micro} (method.micro_batch) times {processes} "
+            f"(processes); change one of them"
+        )
+    return micro
+
+
 def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **more: Any) -> TrainingArguments:
     """The Trainer's arguments.
 
@@ -123,13 +151,7 @@ def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **m
     """
     from transformers import TrainingArguments
 
-    processes = num_processes()
-    micro = min(cfg.micro_batch, max(1, cfg.batch_size // processes))
-    if cfg.batch_size % (micro * processes):
-        raise ConfigError(
-            f"method.batch_size is {cfg.batch_size}, which is no multiple of {micro} (method.micro_batch) times {processes} "
-            f"(processes); change one of them"
-        )
+    micro, processes = _micro_batch(cfg), num_processes()
     steps = cfg.epochs * math.ceil(count / cfg.batch_size)
     kind = more.pop("kind", TrainingArguments)
     found = kind(
@@ -138,8 +160,8 @@ def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **m
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=cfg.batch_size // (micro * processes),
         learning_rate=cfg.lr,
-        lr_scheduler_type=cfg.schedule,
-        warmup_steps=math.ceil(cfg.warmup * steps),
+        lr_scheduler_type=SCHEDULES[cfg.schedule],
+        warmup_steps=int(cfg.warmup * steps),
         weight_decay=cfg.weight_decay,
         max_grad_norm=cfg.max_grad_norm,
         optim="adamw_torch",

@@ -13,7 +13,8 @@ from pkt.align.finetune import FinetuneConfig, finetune
 from pkt.errors import UnsupportedModelError
 from pkt.inject.delta import Change, Delta, Dense, Key
 from pkt.models.lm import LM
-from pkt.tasks.losses import Encoded
+from pkt.tasks.base import Task
+from pkt.tasks.losses import Encoded, encode_all
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,13 @@ COPIES = 4
 def tune_all(target: LM, examples: Sequence[Encoded], cfg: FinetuneConfig, gen: Generator) -> Delta:
     """The change of every tensor by fine-tuning on `examples`; its size is logged before it starts."""
     return trained(target, lambda model: finetune(model, target, examples, cfg, gen))
+
+
+def tune_on_labels(target: LM, task: Task, cfg: FinetuneConfig, gen: Generator, style: str) -> Delta:
+    """That, on the labels of a task's train split."""
+    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
+    delta = tune_all(target, examples, cfg, gen)
+    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})
 
 
 def trained(target: LM, train: Callable[[Any], list[dict[str, float]]]) -> Delta:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Generator, nn
 
-from pkt.align.finetune import FinetuneConfig, finetune, training_seed
+from pkt.align.finetune import FinetuneConfig, check_training, finetune, training_seed
 from pkt.errors import ConfigError
 from pkt.inject.apply import injected
 from pkt.inject.delta import Change, Delta, Key, LowRank
@@ -66,8 +66,9 @@ def adapted_outside(target: LM, cfg: LoraConfig) -> list[Key]:
     return [(None, "embed"), (None, "unembed")] if cfg.embeddings and not target.config.tie_word_embeddings else []
 
 
-def check_rank(target: LM, cfg: LoraConfig) -> None:
-    """Raise ConfigError if the rank is larger than a dimension of a matrix that is adapted."""
+def check_adapters(target: LM, cfg: LoraConfig) -> None:
+    """Raise ConfigError if the training cannot start, or the rank is larger than a dimension of a matrix that is adapted."""
+    check_training(target, cfg)
     if len(set(cfg.parts)) < len(cfg.parts):
         raise ConfigError(f"method.parts is {cfg.parts}; name every part once")
     for layer, part in adapted(target, cfg):

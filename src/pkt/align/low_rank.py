@@ -26,6 +26,8 @@ def low_rank(
     Args:
         split: where the singular values S of `U S V^T` go: `left`, B = U S and A = V^T (Seeking); `both`, the root of S to each (PiSSA).
         method: `exact`, a thin SVD; `randomized`, for large matrices.
+
+    Returns: factors on the CPU, wherever the matrix is.
     """
     if method == "exact" or rank + OVERSAMPLING >= min(matrix_RC.shape):
         u_RK, s_K, v_KC = torch.linalg.svd(matrix_RC, full_matrices=False)
@@ -35,4 +37,4 @@ def low_rank(
         v_KC = v_CK.T
     u_Rr, s_r, v_rC = u_RK[:, :rank], s_K[:rank], v_KC[:rank]
     left, right = (s_r, torch.ones_like(s_r)) if split == "left" else (s_r.sqrt(), s_r.sqrt())
-    return LowRank((right[:, None] * v_rC).contiguous(), (u_Rr * left).contiguous())
+    return LowRank((right[:, None] * v_rC).contiguous().cpu(), (u_Rr * left).contiguous().cpu())

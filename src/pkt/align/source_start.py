@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_rank
+from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_adapters
 from pkt.align.low_rank import low_rank
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
 from pkt.inject.delta import Key, LowRank
@@ -45,7 +45,7 @@ class SourceStartConfig(LoraConfig):
     )
 
 
-LOCATE_OPTIONS = ("parts", "embeddings", "blocks", "rank", "svd")
+LOCATE_OPTIONS = ("parts", "embeddings", "rank", "svd")
 """Options that decide what `locate_blocks` finds."""
 
 
@@ -59,7 +59,7 @@ class LocatedBlocks:
 
 def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     """Raise unless ranks fit the target, its matrices fit into the source's, and embeddings are about the same tokens."""
-    check_rank(target, cfg)
+    check_adapters(target, cfg)
     check_sizes(source, target, adapted(target, cfg), coupled=cfg.blocks == "coupled")
     if adapted_outside(target, cfg):
         check_same_tokens(source, target, "an adapter on the embeddings (method.embeddings)")
@@ -67,7 +67,10 @@ def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
 
 def location_key(task: Task, cfg: SourceStartConfig) -> list[Any]:
     """What decides `locate_blocks`, beside models and prompt style."""
-    return [VERSION, fingerprint(task.location), cfg.model_dump(include=set(LOCATE_OPTIONS))]
+    options = cfg.model_dump(include=set(LOCATE_OPTIONS)) | {
+        "coupled": cfg.blocks == "coupled"
+    }  # random ones need layers only
+    return [VERSION, fingerprint(task.location), options]
 
 
 def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, style: str) -> LocatedBlocks:

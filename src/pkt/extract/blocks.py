@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pkt.errors import UnsupportedModelError
+from pkt.errors import DataError, UnsupportedModelError
 from pkt.extract.layers import top_scores
 from pkt.extract.sensitivity import each_sensitivity
 from pkt.inject.delta import Key
@@ -31,6 +31,8 @@ VERSION = 1
 """Of the scores: raise it when they change for the same inputs."""
 Corner = tuple[int, int]
 """First row and first column of a block."""
+Shape = tuple[int, int]
+"""Rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Blocks:
         return top_scores(self.layers, num_target, name)
 
 
-def shapes(lm: LM, keys: Sequence[Key]) -> dict[Key, Corner]:
+def shapes(lm: LM, keys: Sequence[Key]) -> dict[Key, Shape]:
     """Rows and columns of matrices."""
     found = {}
     for key in keys:
@@ -64,6 +66,11 @@ def check_sizes(source: LM, target: LM, keys: Sequence[Key], *, coupled: bool) -
         keys: matrices of the target; those of a layer are looked for in every source layer.
     """
     top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
+    if (None, "unembed") in keys and source.config.tie_word_embeddings:
+        raise UnsupportedModelError(
+            f"{source.name}: embedding and LM head are tied, those of {target.name} are not; untie the source too (`pkt untie`), or set "
+            f"method.embeddings=false"
+        )
     theirs = shapes(source, [(None if layer is None else 0, part) for layer, part in keys])
     for (layer, part), (rows, columns) in shapes(target, keys).items():
         have = theirs[None if layer is None else 0, part]
@@ -99,6 +106,8 @@ def find_blocks(
         keys: the target's matrices that need a block.
         layers_at_once: source layers whose S is kept at a time, each group with its own pass over the examples; 0 means all.
     """
+    if not examples:
+        raise DataError("there is no example to locate with: the extract split is empty")
     wanted = shapes(target, [key for key in keys if key[0] in (None, 0)])
     size = layers_at_once or source.dims.layers
     names = {
@@ -139,7 +148,7 @@ def _sums(source: LM, examples: Sequence[Example], style: str, group: dict[str, 
     return sums
 
 
-def best_block(s_RC: Tensor, shape: Corner) -> Corner:
+def best_block(s_RC: Tensor, shape: Shape) -> Corner:
     """First row and column of the contiguous block with the largest sum; the first of equals, row by row.
 
     Args:
@@ -153,11 +162,18 @@ def best_block(s_RC: Tensor, shape: Corner) -> Corner:
     return divmod(int(block.argmax()), block.shape[1])
 
 
-def _by_matrix(sums: dict[str, Tensor], parts: dict[str, Corner]) -> dict[str, Corner]:
+def best_columns(s_RC: Tensor, columns: int) -> Corner:
+    """The same where all rows are taken: the first column of the block with the largest sum."""
+    total_C = torch.zeros(s_RC.shape[1] + 1, dtype=torch.float64)
+    total_C[1:] = s_RC.sum(0, dtype=torch.float64).cumsum(0)
+    return 0, int((total_C[columns:] - total_C[:-columns]).argmax())
+
+
+def _by_matrix(sums: dict[str, Tensor], parts: dict[str, Shape]) -> dict[str, Corner]:
     return {part: best_block(sums[part], shape) for part, shape in parts.items()}
 
 
-def _coupled(sums: dict[str, Tensor], parts: dict[str, Corner], source: Dims, target: Dims) -> dict[str, Corner]:
+def _coupled(sums: dict[str, Tensor], parts: dict[str, Shape], source: Dims, target: Dims) -> dict[str, Corner]:
     """Corners with shared FFN neurons, and with whole heads. A part that is not wanted does not count."""
     lines = {part: (s.T if part in ("down", "o") else s) for part, s in sums.items()}
     found: dict[str, Corner] = {}

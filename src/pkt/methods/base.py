@@ -51,8 +51,12 @@ class Method:
     """What decides what `locate` finds beside models and prompt style, as JSON values; None: the examples and all options."""
     located_neurons: Callable[[LM, LM, Task, Any, str], tuple[list[Sets], list[Sets]]] | None = None
     """For every example to locate with, the neurons of source and target that hold it: `pkt locate --verify` intervenes on them."""
+    prepare: Callable[[LM, LM, Task, Any, str], Any] | None = None
+    """Makes what its runs share beside located scores, through the memos of the handles; a stage of its own."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
+    trains_copy: bool = False
+    """Whether it works on a copy of the target that it loads itself, or loads the source: then no other model is held beside."""
     together: bool = False
     """Whether both models are in memory at the same time."""
     no_source: Function | None = None
@@ -93,6 +97,7 @@ class Method:
             self.requires,
             self.locate,
             self.location,
+            self.prepare,
             self.located_neurons,
             self.no_source,
             self.without_for,

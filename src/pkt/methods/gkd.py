@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Generator
 
 from pkt.align.answers import answered
-from pkt.align.finetune import FinetuneConfig, finetune
-from pkt.align.full import trained, tune_all
+from pkt.align.finetune import FinetuneConfig, check_training, finetune
+from pkt.align.full import trained, tune_on_labels
 from pkt.errors import ConfigError
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
@@ -65,13 +65,23 @@ def requires(source: LM, target: LM, cfg: GkdConfig) -> None:
     if cfg.loss_on_prompt:
         raise ConfigError("method.loss_on_prompt is true, but gkd scores completions alone; set it to false")
     check_same_tokens(source, target, "gkd")
+    check_training(target, cfg)
+
+
+def asked(source: LM, target: LM, task: Task, cfg: GkdConfig, style: str) -> tuple[list[Example], dict[str, int]]:
+    """The examples, and how many of their responses are answers of the source. At `lmbda` 1 no response is read: none is kept."""
+    labelled, more = task.split("train"), task.unlabelled(cfg.unlabelled)
+    if cfg.lmbda == 1:
+        return [replace(e, response=task.format.prefix) for e in (*labelled, *more)], {"answers": 0, "empty": 0}
+    if not more:
+        return labelled, {"answers": 0, "empty": 0}
+    found = answered(source, task, more, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
+    return [*labelled, *found.examples], {"answers": len(found.examples), "empty": found.empty}
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, style: str) -> Delta:
     """The control: fine-tuning on the labels of the train split. Nobody answers the unlabelled prompts, so they are left out."""
-    examples = encode_all(task.split("train"), style, target, loss_on_prompt=False)
-    delta = tune_all(target, examples, cfg, gen)
-    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})
+    return tune_on_labels(target, task, cfg, gen, style)
 
 
 @method(
@@ -80,15 +90,17 @@ def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Gene
     paper="arXiv:2306.13649",
     requires=requires,
     splits=("train",),
+    prepare=asked,
+    trains_copy=True,
     together=True,
     no_source=without_source,
     learning_rate="lr",
 )
 def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, style: str) -> Delta:
     """Distil the source's next-token distributions into every parameter of the target, on the target's own samples."""
-    asked, answers = _data(source, task, cfg, style)
-    examples = encode_all(asked, style, target, loss_on_prompt=False)
-    forced = [replace(e, response=task.format.prefix) for e in asked]
+    data, answers = asked(source, target, task, cfg, style)
+    examples = encode_all(data, style, target, loss_on_prompt=False)
+    forced = [replace(e, response=task.format.prefix) for e in data]
     given = [e.ids[:-1] for e in encode_all(forced, style, target, loss_on_prompt=False)]  # without end of sequence
     shared = min(num_tokens(source), num_tokens(target))
     longest = cfg.max_new_tokens or task.format.max_new_tokens
@@ -108,14 +120,3 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
         delta = trained(target, train)
     labels = len(task.split("train")) if cfg.lmbda < 1 else 0
     return Delta(delta.changes, delta.provenance | {"labels": labels} | answers)
-
-
-def _data(source: LM, task: Task, cfg: GkdConfig, style: str) -> tuple[list[Example], dict[str, int]]:
-    """The examples, and how many of their responses are answers of the source. At `lmbda` 1 no response is read: none is kept."""
-    labelled, more = task.split("train"), task.unlabelled(cfg.unlabelled)
-    if cfg.lmbda == 1:
-        return [replace(e, response=task.format.prefix) for e in (*labelled, *more)], {"answers": 0, "empty": 0}
-    if not more:
-        return labelled, {"answers": 0, "empty": 0}
-    found = answered(source, task, more, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
-    return [*labelled, *found.examples], {"answers": len(found.examples), "empty": found.empty}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator
 
-from pkt.align.lora import LoraConfig, check_rank, tune_lora
+from pkt.align.lora import LoraConfig, check_adapters, tune_lora
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
@@ -14,7 +14,7 @@ from pkt.tasks.losses import encode_all
 
 def requires(source: LM, target: LM, cfg: LoraConfig) -> None:
     """Any target whose matrices are as large as the rank."""
-    check_rank(target, cfg)
+    check_adapters(target, cfg)
 
 
 @method(
@@ -24,6 +24,7 @@ def requires(source: LM, target: LM, cfg: LoraConfig) -> None:
     requires=requires,
     splits=("train",),
     reads_source=False,
+    trains_copy=True,
     learning_rate="lr",
 )
 def lora(source: LM, target: LM, task: Task, cfg: LoraConfig, gen: Generator, *, style: str) -> Delta:

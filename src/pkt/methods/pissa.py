@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.lora import LoraConfig, adapted, check_rank, tune_lora
+from pkt.align.lora import LoraConfig, adapted, check_adapters, tune_lora
 from pkt.align.low_rank import low_rank
 from pkt.inject.delta import Delta, Key, LowRank
 from pkt.methods.base import fork, method
@@ -29,7 +29,7 @@ class PissaConfig(LoraConfig):
 
 def requires(source: LM, target: LM, cfg: PissaConfig) -> None:
     """Any target whose matrices are as large as the rank."""
-    check_rank(target, cfg)
+    check_adapters(target, cfg)
 
 
 def principal(target: LM, cfg: PissaConfig, gen: Generator) -> dict[Key, LowRank]:
@@ -48,6 +48,7 @@ def principal(target: LM, cfg: PissaConfig, gen: Generator) -> dict[Key, LowRank
     requires=requires,
     splits=("train",),
     reads_source=False,
+    trains_copy=True,
     learning_rate="lr",
 )
 def pissa(source: LM, target: LM, task: Task, cfg: PissaConfig, gen: Generator, *, style: str) -> Delta:

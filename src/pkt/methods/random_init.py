@@ -29,6 +29,7 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     locate=locate_blocks,
     location=location_key,
     reads_source=False,
+    trains_copy=True,
     without={"wrong_task": "random_init has noise in every block"},
     learning_rate="lr",
 )

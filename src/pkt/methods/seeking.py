@@ -28,7 +28,9 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
 def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
     """The control: adapters with peft's own start, on the same examples in the same order."""
     _, training = fork(gen), fork(gen)
-    return tune_lora(target, encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt), cfg, training)  # fmt: skip
+    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
+    delta = tune_lora(target, examples, cfg, training)
+    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})
 
 
 @method(
@@ -39,6 +41,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, g
     splits=("extract", "train"),
     locate=locate_blocks,
     location=location_key,
+    trains_copy=True,
     no_source=without_source,
     random_neurons={"blocks": "random"},
     learning_rate="lr",

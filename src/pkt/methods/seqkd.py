@@ -10,9 +10,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.answers import answered
-from pkt.align.finetune import FinetuneConfig
-from pkt.align.full import tune_all
+from pkt.align.answers import Answered, answered
+from pkt.align.finetune import FinetuneConfig, check_training
+from pkt.align.full import tune_all, tune_on_labels
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
@@ -35,13 +35,18 @@ class SeqkdConfig(FinetuneConfig):
 
 def requires(source: LM, target: LM, cfg: SeqkdConfig) -> None:
     """Any pair."""
+    check_training(target, cfg)
+
+
+def asked(source: LM, target: LM, task: Task, cfg: SeqkdConfig, style: str) -> Answered:
+    """The source's answers to all prompts, from its memo once they are there."""
+    prompts = [*task.split("train"), *task.unlabelled(cfg.unlabelled)]
+    return answered(source, task, prompts, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Generator, *, style: str) -> Delta:
     """The control: fine-tuning on the labels of the train split. Nobody answers the unlabelled prompts, so they are left out."""
-    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
-    delta = tune_all(target, examples, cfg, gen)
-    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})
+    return tune_on_labels(target, task, cfg, gen, style)
 
 
 @method(
@@ -50,13 +55,14 @@ def without_source(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Ge
     paper="arXiv:1606.07947",
     requires=requires,
     splits=("train",),
+    prepare=asked,
+    trains_copy=True,
     no_source=without_source,
     learning_rate="lr",
 )
 def seqkd(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Generator, *, style: str) -> Delta:
     """Fine-tune every parameter of the target on the source's own answers."""
-    asked = [*task.split("train"), *task.unlabelled(cfg.unlabelled)]
-    found = answered(source, task, asked, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
+    found = asked(source, target, task, cfg, style)
     examples = encode_all(found.examples, style, target, loss_on_prompt=cfg.loss_on_prompt)
     delta = tune_all(target, examples, cfg, gen)
     return Delta(delta.changes, delta.provenance | {"labels": 0, "answers": len(examples), "empty": found.empty})

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.finetune import FinetuneConfig
-from pkt.align.full import tune_all
+from pkt.align.finetune import FinetuneConfig, check_training
+from pkt.align.full import tune_on_labels
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
-from pkt.tasks.losses import encode_all
 
 
 class SftConfig(FinetuneConfig):
@@ -22,6 +21,7 @@ class SftConfig(FinetuneConfig):
 
 def requires(source: LM, target: LM, cfg: SftConfig) -> None:
     """Any target."""
+    check_training(target, cfg)
 
 
 @method(
@@ -31,10 +31,9 @@ def requires(source: LM, target: LM, cfg: SftConfig) -> None:
     requires=requires,
     splits=("train",),
     reads_source=False,
+    trains_copy=True,
     learning_rate="lr",
 )
 def sft(source: LM, target: LM, task: Task, cfg: SftConfig, gen: Generator, *, style: str) -> Delta:
     """Fine-tune every parameter of the target on the train split."""
-    examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
-    delta = tune_all(target, examples, cfg, gen)
-    return Delta(delta.changes, delta.provenance | {"labels": len(examples)})
+    return tune_on_labels(target, task, cfg, gen, style)

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NANO = Path(__file__).parents[1] / "nano" / "models"
-TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*")
+TOKENIZER_FILES = (
+    "*token*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "generation_config.json",
+)
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
@@ -168,7 +176,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """SHA-256 over the names and contents of the tokenizer's files."""
+        """SHA-256 over the names and contents of the tokenizer's files, and of the one that names the ends of an answer."""
         total = hashlib.sha256()
         for path in sorted({p for pattern in TOKENIZER_FILES for p in self.folder.glob(pattern) if p.is_file()}):
             total.update(f"{path.name} {file_digest(path)}\n".encode())

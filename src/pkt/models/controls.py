@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pkt.errors import UnsupportedModelError
+from pkt.errors import DataError, UnsupportedModelError
 from pkt.models.checkpoint import Checkpoint
 from pkt.models.lm import LM
 
@@ -67,6 +67,10 @@ class Control(LM):
             f"{self.name} stands for {type(self).__name__} here, whose weights cannot be loaded: a method reads values through "
             f"`slices` and `tensor`, asks through `generate` and `teacher`, and locates through `for_location`"
         )
+
+    def private(self, dtype: str | None = None) -> AbstractContextManager[PreTrainedModel]:
+        """Refused, as `loaded` is."""
+        return self.loaded()
 
     def generator(self, *names: object) -> Generator:
         """A generator for one piece of the model: the same in every call."""
@@ -157,18 +161,26 @@ class ShuffledSource(Control):
 
     def generate(self, texts: Sequence[str], how: Decoding) -> list[str]:
         real = self.real.generate(texts, how)
-        return [real[i] for i in self.order("answers", len(real))]
+        return [real[i] for i in self.elsewhere("answers", len(real))]
 
     def teacher(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[Teacher]:
         from pkt.models.teacher import teaching
 
-        return teaching(self.real.loaded(), prompts, self.order("prompts", len(prompts)))
+        return teaching(self.real.loaded(), prompts, self.elsewhere("prompts", len(prompts)))
 
-    def order(self, name: str, count: int) -> list[int]:
-        """A permutation."""
+    def elsewhere(self, name: str, count: int) -> list[int]:
+        """A permutation in which nothing keeps its place: one cycle through all, in random order.
+
+        Raises:
+            DataError: there is but one prompt.
+        """
         import torch
 
-        return torch.randperm(count, generator=self.generator(name)).tolist()
+        if count == 1:
+            raise DataError("one prompt alone has no other to be exchanged with; give the shuffled source two at least")
+        cycle = torch.randperm(count, generator=self.generator(name)).tolist()
+        following = dict(zip(cycle, [*cycle[1:], *cycle[:1]], strict=True))
+        return [following[i] for i in range(count)]
 
     def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
         import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,8 +236,7 @@ class LM:
         """The model in evaluation mode, no parameter trainable. Nested uses share it; the last one out releases it."""
         return self._shared()
 
-    @contextmanager
-    def private(self, dtype: str | None = None) -> Iterator[PreTrainedModel]:
+    def private(self, dtype: str | None = None) -> AbstractContextManager[PreTrainedModel]:
         """A model of the caller's own to train, every parameter trainable; the one that `loaded` shares stays as it is.
 
         Args:
@@ -250,7 +249,7 @@ class LM:
             raise UnsupportedModelError(
                 f"{self.name}: offloaded weights cannot be trained; use --device auto, balanced or sequential"
             )
-        yield self._load(dtype)
+        return nullcontext(self._load(dtype))
 
     @contextmanager
     def _shared(self) -> Iterator[PreTrainedModel]:

@@ -60,7 +60,7 @@ class ElsewhereTeacher(Teacher):
         logits = super().forward(read_BT, mask, prompts_B)
         found = logits.new_zeros((*ids_BT.shape, logits.shape[-1]))
         for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-            found[i, place] = logits[i, len(row) - len(place) : len(row)]
+            found[i, place.to(found.device)] = logits[i, len(row) - len(place) : len(row)]
         return found
 
 

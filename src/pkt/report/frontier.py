@@ -72,7 +72,9 @@ def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
     lines = {role: next(iter(found), None) for role, found in known.items()}
     chance = rows[0]["chance"].get(tier)
     name = re.sub(
-        r"[^\w.-]+", "-", "-".join(["frontier", *(rows[0][key] for key in ("task", "source", "target")), tier, cost])
+        r"[^\w.-]+",
+        "-",
+        "-".join(["frontier", *(rows[0][key] for key in ("task", "source", "target", "tier")), tier, cost]),
     )
     best = undominated(points)
     title = f"Score on tier {tier} against {COSTS[cost]}"
