@@ -148,3 +148,19 @@ def test_offloaded_weights_are_not_trained(tiny_target):
     lm = LM(tiny_target.name, device="offload")
     with pytest.raises(UnsupportedModelError, match="offloaded weights cannot be trained"), lm.private():
         pass
+
+
+def test_a_constant_rate_warms_up_too(tiny_target):
+    rates = {}
+    for schedule in ("constant", "linear"):
+        with tiny_target.private("float32") as model:
+            cfg = config(epochs=4, schedule=schedule, warmup=0.5)
+            rates[schedule] = [h["lr"] for h in finetune(model, tiny_target, encoded(tiny_target), cfg, gen())]
+    assert rates["constant"] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+    assert rates["linear"] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_single_step_trains(tiny_target):
+    delta = tune_all(tiny_target, encoded(tiny_target, 4), config(epochs=1), gen())
+    assert [h["lr"] for h in delta.provenance["history"]] == [1e-3]
+    assert delta.norm() > 0

@@ -152,7 +152,7 @@ def test_a_shuffled_teacher_reads_the_same_completion_after_another_prompt(sourc
     prompts = [source.tokenizer(text)["input_ids"] for text in TEXTS]
     ends = [[30, 31], [40, 41, 42, 43], [50]]
     shuffled = ShuffledSource(source, 1)
-    order = shuffled.order("prompts", 3)
+    order = shuffled.elsewhere("prompts", 3)
     assert sorted(order) == [0, 1, 2] != order
     rows = [2, 0, 1]
     texts = [prompts[i] + ends[i] for i in rows]

@@ -123,9 +123,13 @@ def test_every_locator_plans_locates_and_verifies(pkt, recipe, data, tmp_path, m
     assert (found["examples"], found["locator"], len(found["rows"])) == (2, locator, 8)
     if locator != "knowledge_neurons":  # rate 0.1 of 56 and 32 in each of two layers
         assert [row["neurons"] for row in found["rows"]] == [10, 10, 6, 6] * 2
-    monkeypatch.setattr(LM, "_load", lambda self: pytest.fail("loaded again"))
-    again = pkt("locate", path, *change, "--out", tmp_path / "out", "--verify")
+    with monkeypatch.context() as patch:
+        patch.setattr(LM, "_load", lambda self: pytest.fail("loaded again"))
+        again = pkt("locate", path, *change, "--out", tmp_path / "out", "--verify")
     assert (again.code, again.out) == (0, done.out)
+    if locator == "sensitivity":
+        finished = pkt("run", path, *change, "--set", "evaluate.arms=[]", "--out", tmp_path / "out")
+        assert finished.code == 0, finished.err
 
 
 def test_what_cannot_be_verified_is_said(pkt, recipe, tmp_path):

@@ -11,7 +11,7 @@ from test_laten import examples, gen
 from pkt.align.lora import LoraConfig, adapted, tune_lora
 from pkt.align.source_start import SourceStartConfig, locate_blocks, source_start
 from pkt.certify.arms import Setting, missing, transfer
-from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
+from pkt.errors import ConfigError, DataError, ShapeError, UnsupportedModelError
 from pkt.extract.blocks import shapes
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta, LowRank
@@ -30,7 +30,7 @@ IDS = torch.tensor([[1, 5, 9, 3, 17]])
 
 
 def options(name, **more):
-    return METHODS.get(name).config(**{**SMALL, **({} if name == "sft" else {"rank": 4}), **more})
+    return METHODS.get(name).config(**{**SMALL, **({} if name in ("sft", "seqkd") else {"rank": 4}), **more})
 
 
 def make_task(changed=False):
@@ -302,3 +302,36 @@ def test_zero_delta_changes_no_logit(tiny_target):
         before = model(IDS).logits
         with injected(model, nothing):
             assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "seqkd"])
+def test_what_would_stop_a_training_stops_before_it(tiny_source, tiny_target, name):
+    method = METHODS.get(name)
+    with pytest.raises(ConfigError, match="method.batch_size is 5, which is no multiple of 2"):
+        method.requires(tiny_source, tiny_target, options(name, batch_size=5))
+    task = make_task()
+    empty = Task("tiny", task.format, lambda split: [] if split == "train" else task.split(split), "test")
+    with pytest.raises(DataError, match="the train split is empty"):
+        method(tiny_source, tiny_target, empty, options(name), gen(), style="plain")
+
+
+def test_no_example_to_locate_with(tiny_source, tiny_target):
+    task = make_task()
+    empty = Task("tiny", task.format, lambda split: [] if split == "extract" else task.split(split), "test")
+    with pytest.raises(DataError, match="the extract split is empty"):
+        METHODS.get("seeking")(tiny_source, tiny_target, empty, options("seeking"), gen(), style="plain")
+
+
+def test_a_tied_source_for_an_untied_target(tiny_target, make_lm):
+    tied = make_lm("llama", "source", tie_word_embeddings=True)
+    with pytest.raises(UnsupportedModelError, match=r"are tied, .* untie the source too .*method.embeddings=false"):
+        run("seeking", tied, tiny_target)
+    assert run("seeking", tied, tiny_target, embeddings=False).norm() > 0
+
+
+def test_random_blocks_use_what_was_located_for_all(tiny_source, tiny_target, tmp_path):
+    lm = LM(tiny_source.name, device="cpu", memo=tmp_path)
+    run("seeking", lm, tiny_target)
+    lm.loaded = lambda: pytest.fail("located again")
+    assert run("seeking", lm, tiny_target, blocks="random").norm() > 0
+    assert len(list(tmp_path.glob("blocks-*"))) == 1

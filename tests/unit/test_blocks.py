@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pkt.extract.blocks import _coupled, best_block
+from pkt.extract.blocks import _coupled, best_block, best_columns
 from pkt.models.families import Dims
 
 
@@ -23,6 +23,12 @@ def by_loops(s_RC, shape):
 def test_block_is_that_of_a_double_loop(shape, seed):
     s_RC = torch.rand(9, 11, generator=torch.Generator().manual_seed(seed))
     assert best_block(s_RC, shape) == by_loops(s_RC, shape)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 11])
+def test_columns_of_all_rows_are_such_a_block(columns):
+    s_RC = torch.rand(9, 11, generator=torch.Generator().manual_seed(0))
+    assert best_columns(s_RC, columns) == best_block(s_RC, (9, columns))
 
 
 def test_first_of_equal_blocks():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pkt.errors import UnsupportedModelError
+from pkt.errors import DataError, UnsupportedModelError
 from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import LINE_AXIS
 from pkt.models.lm import LM
@@ -146,3 +146,20 @@ def test_all_but_the_values_is_the_real_source(source, control):
         stored = load_file(Path(source.name) / "model.safetensors")
         assert all(torch.equal(weight, stored[name]) for name, weight in model.state_dict().items())
     assert files == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(source.name).iterdir()}
+
+
+@pytest.mark.parametrize("count", [2, 3, 16, 300])
+def test_shuffled_prompts_all_change_places(source, count):
+    orders = [ShuffledSource(source, seed).elsewhere("answers", count) for seed in range(20)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    assert all(order[i] != i for order in orders for i in range(count))
+    assert count == 2 or len({tuple(order) for order in orders}) > 1
+    with pytest.raises(DataError, match="one prompt alone has no other"):
+        ShuffledSource(source, 0).elsewhere("answers", 1)
+
+
+def test_the_weights_of_a_control_cannot_be_had(source):
+    for handle in (RandomSource(source, 0), ShuffledSource(source, 0)):
+        for load in (handle.loaded, handle.private):
+            with pytest.raises(UnsupportedModelError, match="whose weights cannot be loaded"):
+                load()
