@@ -22,8 +22,8 @@ _NAMES = {
     "injected": "pkt.api:injected",
     "export": "pkt.api:export",
     "evaluate": "pkt.api:evaluate",
-    "export_adapter": "pkt.inject.adapter:export_adapter",
-    "read_adapter": "pkt.inject.adapter:read_adapter",
+    "export_adapter": "pkt.api:export_adapter",
+    "read_adapter": "pkt.api:read_adapter",
     "PktError": "pkt.errors:PktError",
 }
 __all__ = list(_NAMES)

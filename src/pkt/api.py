@@ -54,6 +54,24 @@ def export(delta: Delta, target: LM, out: str | Path, *, dtype: str = "auto") ->
     return write(delta, target, Path(out), dtype=dtype)
 
 
+def export_adapter(delta: Delta, target: LM, out: str | Path) -> None:
+    """Write a delta of rows, columns or low rank as a PEFT adapter, which `PeftModel.from_pretrained` loads on the target."""
+    from pkt.inject.adapter import export_adapter as write
+
+    write(delta, target, Path(out))
+
+
+def read_adapter(folder: str | Path, target: LM, *, any_base: bool = False) -> Delta:
+    """The change that a LoRA adapter makes to `target`; refused if a key of it would be dropped, or it was made for another base.
+
+    Args:
+        any_base: do not compare the base that the adapter names with the target.
+    """
+    from pkt.inject.adapter import read_adapter as read
+
+    return read(Path(folder), target, any_base=any_base)
+
+
 def evaluate(
     model: LM,
     task: Task,

@@ -33,6 +33,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "name": run.recipe.name,
         "task": run.task.name,
         "method": run.method.name,
+        "reads_source": run.method.reads_source,
         "source": _model(run.source),
         "target": _model(run.target),
         "scores": _scores(run),

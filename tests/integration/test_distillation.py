@@ -257,8 +257,10 @@ def padded(lm: LM, folder: Path, more: int) -> LM:
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 1.0])
-def test_padded_vocabularies_change_nothing(tiny_source, tiny_target, tmp_path, lmbda):
+def test_padding_of_a_vocabulary_is_not_learnt(tiny_source, tiny_target, tmp_path, lmbda):
+    """What the target samples depends on how many entries are drawn from, so with samples values are not compared."""
     plain = run("gkd", tiny_source, tiny_target, lmbda=lmbda)
+    assert plain.norm() > 0
     wide = padded(tiny_source, tmp_path / "source", 64)
     assert same(plain, run("gkd", wide, tiny_target, lmbda=lmbda))
     target = padded(tiny_target, tmp_path / "target", 24)
@@ -270,7 +272,8 @@ def test_padded_vocabularies_change_nothing(tiny_source, tiny_target, tmp_path, 
             if key[1] in ("embed", "unembed"):
                 assert not entries[size:].any()
                 entries = entries[:size]
-            torch.testing.assert_close(entries, change.entries(), rtol=0, atol=1e-4)
+            if lmbda == 0:
+                torch.testing.assert_close(entries, change.entries(), rtol=0, atol=1e-4)
 
 
 def test_an_interrupted_training_continues_to_the_same_bytes(tiny_source, tiny_target, tmp_path, monkeypatch):

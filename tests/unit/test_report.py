@@ -109,7 +109,7 @@ Drop = Callable[[dict[str, Any]], Any]
         (lambda s: s.pop("layers"), "Layer scores"),
         (lambda s: s["layers"].pop("attention"), "The two maps share"),
         (lambda s: s.update(layers={"ffn": {"source_scores": [], "target_scores": [], "map": []}}), "Layer scores"),
-        (lambda s: s.update(history=[]), "<h2>Alignment"),
+        (lambda s: s.update(history=[]), "<h2>Training"),
         (lambda s: [step.pop("penalty") for step in s["history"]], "Right: the penalty"),
         (lambda s: s.update(perplexity=None), "Perplexity"),
         (lambda s: s.update(perplexity={"target": None, "result": None, "text": "x"}), "Perplexity"),
@@ -145,7 +145,7 @@ def test_what_was_trained_for_is_named(tmp_path: Path, summary: dict[str, Any], 
     for step in summary["history"]:
         del step[term]
         step.pop("loss", None)
-    assert "<h2>Alignment" not in render(report_data.write(tmp_path, summary))
+    assert "<h2>Training" not in render(report_data.write(tmp_path, summary))
 
 
 def test_the_least_that_a_summary_must_hold(tmp_path: Path) -> None:

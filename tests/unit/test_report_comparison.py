@@ -185,3 +185,17 @@ def test_marks_that_do_not_occur_are_not_explained_in_the_picture(mark, marker):
     assert (">transfer<" in svg) is marker
     assert (">no certificate<" in svg) is not marker
     assert ">harm<" not in svg
+
+
+def test_runs_scored_on_other_items_are_said_not_to_compare():
+    other = {tier: comparison_data.level(0.073, items=10) for tier in comparison_data.TIERS}
+    same = {"format": "comparison 1", "runs": [comparison_data.row(), comparison_data.row("nano_sft")]}
+    mixed = {
+        "format": "comparison 1",
+        "runs": [comparison_data.row(), comparison_data.row("nano_sft", target_scores=other)],
+    }
+    says = "Not scored on the same items: these scores do not compare."
+    assert says not in page(same)
+    assert says in page(mixed)
+    assert says not in terminal(same, 200)
+    assert says in terminal(mixed, 200)

@@ -46,7 +46,9 @@ class FinetuneConfig(Section):
 
     epochs: int = Field(3, ge=1, description="passes over the training examples")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step, over all processes")
-    micro_batch: int = Field(16, ge=1, description="examples in memory at a time in each process, at most `batch_size`")
+    micro_batch: int = Field(
+        16, ge=1, description="examples in memory at a time in each process; no more than its share of `batch_size`"
+    )
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="of the learning rate after warm-up"

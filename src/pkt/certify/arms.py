@@ -1,7 +1,7 @@
 """The arms of a certificate: the method on the real source, and on what stands in its place.
 
 Source arms decide the verdict; locator arms tell whether location mattered. Every arm has the same steps, data and, for
-one seed, the same batches.
+one seed, the same batches; where a source is asked, prompts that it leaves without an answer are left out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pkt.tasks.base import Example, Task
 
 REAL = "real_source"
 SOURCE_ARMS = {
-    "random_source": "noise with the mean and variance of the source's values, per module and layer; a re-initialised model where it answers",
-    "shuffled_source": "the source's values permuted over neurons and layers; its answers or logits permuted over prompts",
+    "random_source": "noise with the mean and variance of what is read of the source; a re-initialised model where it is asked",
+    "shuffled_source": "what is read of the source in other places; its answers or logits for other prompts",
     "self_source": "the target in the place of the source",
-    "no_source": "the same training without a source: of the same rows and columns, or on labels",
+    "no_source": "the same training with nothing of a source: of the same entries from zero, of a plain adapter, or on labels",
 }
 LOCATOR_ARMS = {
-    "random_neurons": "neurons chosen at random in both models",
-    "wrong_task": "neurons located on another task in both models",
+    "random_neurons": "neurons, or blocks, chosen at random",
+    "wrong_task": "neurons, or blocks, located on another task",
 }
 ARMS = {REAL: "the source's own values", **SOURCE_ARMS, **LOCATOR_ARMS}
 

@@ -85,6 +85,10 @@ def locate(
     check(made)
     with locked(out_):
         made.start()
+        if made.method.locate is None:
+            return say(
+                f"method {made.method.name} locates nothing: {out_ / 'recipe.yaml'} is written; next: pkt align {out_}"
+            )
         made.locate()
         found = verify_location(made) if verify else None
     if found:
@@ -93,7 +97,7 @@ def locate(
         say(
             f"change of the answer's probability over {found['examples']} examples; without an intervention it is: {known}"
         )
-    say(f"scores in {out_ / 'neurons'}; next: pkt align {out_}")
+    return say(f"scores in {out_ / 'neurons'}; next: pkt align {out_}")
 
 
 def align(folder: Folder, device: Device = "auto") -> None:

@@ -119,4 +119,5 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
 
         delta = trained(target, train)
     labels = len(task.split("train")) if cfg.lmbda < 1 else 0
-    return Delta(delta.changes, delta.provenance | {"labels": labels} | answers)
+    history = [step | {"divergence": step["loss"]} for step in delta.provenance["history"]]
+    return Delta(delta.changes, delta.provenance | {"history": history, "labels": labels} | answers)

@@ -106,8 +106,15 @@ def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
         if tiers(rows):
             narrow.append(_table(rows, [_first(rows)[0], *_tiers(rows)]))
         parts = [whole] if fits else narrow
-        shown += [setting(rows), *parts, _table(rows, [*_first(rows), *_costs(rows)])]
+        shown += [setting(rows), *filter(None, [mixed(rows)]), *parts, _table(rows, [*_first(rows), *_costs(rows)])]
     return shown
+
+
+def mixed(rows: Sequence[Row]) -> str:
+    """A warning where the runs of a group were not scored on the same items."""
+    known = [row["target_scores"].get(row["tier"]) for row in rows]
+    seen = {(level["num_items"], level["score"]) for level in known if level is not None}
+    return "Not scored on the same items: these scores do not compare." if len(seen) > 1 else ""
 
 
 Column = tuple[str, list[str]]

@@ -23,6 +23,7 @@ def page(comparison: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str
     found = [
         {
             "setting": words.setting(rows),
+            "mixed": words.mixed(rows),
             "rows": rows,
             "tiers": words.tiers(rows),
             "decides": rows[0]["tier"],

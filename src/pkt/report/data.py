@@ -51,6 +51,7 @@ class Step(TypedDict):
     step: Count
     loss: NotRequired[FiniteFloat]
     cross_entropy: NotRequired[FiniteFloat]
+    divergence: NotRequired[FiniteFloat]
     state_error: NotRequired[FiniteFloat]
     moment_error: NotRequired[FiniteFloat]
     penalty: NotRequired[FiniteFloat]
@@ -101,6 +102,7 @@ class Summary(TypedDict):
     flop: NotRequired[Annotated[FiniteFloat, Field(ge=0)] | None]
     perplexity: NotRequired[dict[str, float | str | None] | None]
     layers: NotRequired[dict[str, LayerScores]]
+    reads_source: NotRequired[bool]
     history: NotRequired[list[Step]]
     delta: NotRequired[list[DeltaLine]]
     export: NotRequired[Export]

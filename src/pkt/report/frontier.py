@@ -71,11 +71,8 @@ def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
     known = {role: _levels(rows, tier, f"{role}_scores") for role in ("target", "source")}
     lines = {role: next(iter(found), None) for role, found in known.items()}
     chance = rows[0]["chance"].get(tier)
-    name = re.sub(
-        r"[^\w.-]+",
-        "-",
-        "-".join(["frontier", *(rows[0][key] for key in ("task", "source", "target", "tier")), tier, cost]),
-    )
+    about = dict.fromkeys([*(rows[0][key] for key in ("task", "source", "target", "tier")), tier])
+    name = re.sub(r"[^\w.-]+", "-", "-".join(["frontier", *about, cost]))
     best = undominated(points)
     title = f"Score on tier {tier} against {COSTS[cost]}"
     svg = draw(points, lines, chance, COSTS[cost], name, f"{title}: {setting(rows)}")
@@ -102,8 +99,12 @@ def _levels(rows: Sequence[Row], tier: str, of: str) -> list[float]:
 
 
 def undominated(points: Sequence[Point]) -> list[Point]:
-    """Those for which no other, at no more cost, has a higher score; cheapest first."""
-    best = [p for p in points if not any(q.cost <= p.cost and q.score > p.score for q in points)]
+    """Those for which no other is as good at less cost, or better at no more; cheapest first."""
+
+    def beats(q: Point, p: Point) -> bool:
+        return q.cost <= p.cost and q.score >= p.score and (q.cost < p.cost or q.score > p.score)
+
+    best = [p for p in points if not any(beats(q, p) for q in points)]
     return sorted(best, key=lambda p: (p.cost, p.run))
 
 

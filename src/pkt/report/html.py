@@ -78,6 +78,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "warnings": summary.get("warnings"),
         "export": summary.get("export"),
         "trained_for": plots.trained_for(summary.get("history", [])),
+        "side": "Left: m" if all("penalty" in step for step in summary.get("history", [])) else "M",
         "has_penalty": all("penalty" in step for step in summary.get("history", [])),
         "rows": rows,
         "arms": arm_names(summary),

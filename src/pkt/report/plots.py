@@ -115,6 +115,7 @@ LOSSES = {
     "cross_entropy": "cross-entropy (nats per token)",
     "state_error": "state error (in variances of the target's state)",
     "moment_error": "moment error (squared)",
+    "divergence": "divergence (nats per token)",
     "loss": "loss (nats per token)",
 }
 """What a delta may be trained for: key of a history's records and title of its panel."""

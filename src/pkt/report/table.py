@@ -16,9 +16,9 @@ ARMS = ("target", "source", "result")
 TIERS = {
     "known": "units that the target was trained on",
     "located": "units that occur in the extract split",
-    "aligned": "units that occur in the align split",
+    "aligned": "units that occur in the align split, which some methods train on",
     "new": "units that occur in no split: transfer must show here, though a tuned target may also guess better",
-    "skill": "a labelled skill that the align split teaches, so ordinary tuning can raise it",
+    "skill": "a labelled skill that the align and train splits teach, so ordinary tuning can raise it",
     "all": "the whole test split",
 }
 """Tiers in the order in which they are shown, with their meaning."""

@@ -68,7 +68,11 @@ def _changed(summary: Mapping[str, Any]) -> str:
     where = f"in {len(layers)} layer{'s' * (len(layers) != 1)} of {name}" if layers else f"of {name}"
     share = changed_share(summary)
     weights = f" ({percent(share)} of its weights)" if share is not None else ""
-    return f"Method {method} changed {lines or 'no lines'} {where}{weights}, with {summary['source']['name']} as the source."
+    return f"Method {method} changed {lines or 'no lines'} {where}{weights}, with {summary['source']['name']} as the source{_unread(summary)}."
+
+
+def _unread(summary: Mapping[str, Any]) -> str:
+    return ", of which nothing was read" if summary.get("reads_source") is False else ""
 
 
 def changed_in_words(delta: Sequence[Mapping[str, Any]]) -> str:
