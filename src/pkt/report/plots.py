@@ -111,6 +111,8 @@ def _draw_map(ax: Axes, part: Mapping[str, Any]) -> None:
     ax.tick_params(length=0)
 
 
+CROWDED = 9
+"""Columns of a heat map whose names stand side by side."""
 LOSSES = {
     "cross_entropy": "cross-entropy (nats per token)",
     "state_error": "state error (in variances of the target's state)",
@@ -191,6 +193,8 @@ def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
                 text = percent(size) if finite(size) else "–" if (layer, part) in sizes else ""
                 ax.text(x, y, text, ha="center", va="center", fontsize=12)
         ax.set_xticks(range(len(parts)), [short(part, 11) for part in parts])
+        if len(parts) > CROWDED:
+            ax.tick_params(axis="x", labelrotation=30)
         ax.set_yticks(range(len(layers)), ["none" if layer is None else str(layer) for layer in layers])
         ax.xaxis.tick_top()
         ax.set_xlim(-0.5, len(parts) - 0.5)

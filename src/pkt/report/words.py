@@ -14,6 +14,7 @@ CAVEAT = (
     "This is no certificate of transfer. Without control arms (the same method fed with noise, or with nothing) "
     "nobody can tell knowledge that came from the source from ordinary tuning."
 )
+UNREAD = "This is tuning, or nothing: the method reads no source, so no knowledge can have come from one."
 CERTIFIED = (
     "This is one run. Whether its gain came from the source is for the verdict above to say, not for these scores."
 )
@@ -47,6 +48,8 @@ def headline(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None =
     rows = score_rows(summary)
     scored = [row for row in rows if row.change]
     caveat = CAVEAT if certificate is None else CERTIFIED
+    if certificate is None and summary.get("reads_source") is False:
+        caveat = UNREAD
     if not scored and certificate is not None:
         changed = _changed(summary) if summary.get("delta") else ""
         return Headline(changed, "", "unknown", "", caveat if changed else "")
