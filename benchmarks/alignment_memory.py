@@ -19,7 +19,7 @@ import torch
 from attribution import make, make_examples
 
 from pkt.align import alignment
-from pkt.align.alignment import Options, Schedule, encode_all, example_losses
+from pkt.align.alignment import Options, Schedule
 from pkt.align.hypernetwork import Hypernetwork, penalty
 from pkt.align.objectives import LanguageLoss, Passes
 from pkt.extract.location import counts
@@ -27,6 +27,7 @@ from pkt.extract.neurons import NeuronSet
 from pkt.extract.slices import place, read_slices
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
+from pkt.tasks.losses import encode_all, example_losses
 
 RATE = 0.1
 

@@ -27,7 +27,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator
 
-from pkt.align.alignment import encode_all, example_losses
 from pkt.config import Recipe
 from pkt.errors import UnsupportedModelError
 from pkt.evidence import certify
@@ -42,6 +41,7 @@ from pkt.nano.expansion import contract
 from pkt.pool import Pool, cores
 from pkt.run import Machine
 from pkt.tasks.base import Task
+from pkt.tasks.losses import encode_all, example_losses
 from pkt.tasks.sources import task as find_task
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from pkt.align.alignment import mean_loss
 from pkt.certify.arms import REAL, Setting, transfer
 from pkt.environment import code
 from pkt.errors import DataError, TrainingError, UnsupportedModelError
@@ -35,7 +34,7 @@ from pkt.models.lm import LM
 from pkt.run import Run
 from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
-from pkt.tasks.losses import encode_all
+from pkt.tasks.losses import encode_all, mean_loss
 
 VALIDATION_BATCH = 16
 BROKEN = -1000.0

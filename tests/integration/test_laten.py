@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pkt.align.alignment import dependence, encode_all, example_losses
+from pkt.align.alignment import dependence
 from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from pkt.extract.neurons import num_chosen
 from pkt.methods.laten import LatenConfig, laten
@@ -16,6 +16,7 @@ from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS
+from pkt.tasks.losses import encode_all, example_losses
 
 
 def examples(split: str, count: int) -> list[Example]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -28,24 +28,10 @@ from pkt.align.hypernetwork import penalty
 from pkt.errors import TrainingError
 from pkt.inject.delta import Delta
 from pkt.models.determinism import deterministic
-from pkt.models.lm import LM
 from pkt.progress import track
-from pkt.tasks.losses import Encoded, encode_all, example_losses
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = [
-    "Encoded",
-    "Objective",
-    "Options",
-    "Schedule",
-    "align",
-    "dependence",
-    "encode_all",
-    "example_losses",
-    "mean_loss",
-]
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -173,13 +159,3 @@ def dependence(delta: Delta, of_noise: Delta) -> dict[str, float]:
         "source_cosine": dot / (norms[0] * norms[1]) if all(norms) else 0.0,
         "noise_norm_ratio": norms[1] / norms[0] if norms[0] else 0.0,
     }
-
-
-def mean_loss(model: PreTrainedModel, target: LM, examples: Sequence[Encoded], batch_size: int) -> float:
-    """Mean over examples of their mean cross-entropy, in nats. The model runs as it is, hooks included."""
-    with torch.no_grad():
-        parts = [
-            example_losses(model, target, examples[i : i + batch_size]).cpu()
-            for i in range(0, len(examples), batch_size)
-        ]
-    return float(torch.cat(parts).mean())

@@ -32,7 +32,7 @@ from pkt.align.finetune import FinetuneConfig, arguments, collate
 from pkt.align.trainer import Checked, Reports
 from pkt.models.lm import LM
 from pkt.models.teacher import Teacher
-from pkt.tasks.losses import IGNORED, Encoded
+from pkt.tasks.losses import IGNORED, Labelled
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def distillation(
     model: Any,
     teacher: Teacher,
     target: LM,
-    examples: Sequence[Encoded],
+    examples: Sequence[Labelled],
     given: Sequence[list[int]],
     cfg: FinetuneConfig,
     seed: int,

@@ -28,7 +28,7 @@ from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.processes import num_processes
 from pkt.randomness import own_randomness
-from pkt.tasks.losses import IGNORED, Encoded
+from pkt.tasks.losses import IGNORED, Labelled
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -71,7 +71,7 @@ def training_seed(gen: Generator) -> int:
 def finetune(
     model: Any,
     lm: LM,
-    examples: Sequence[Encoded],
+    examples: Sequence[Labelled],
     cfg: FinetuneConfig,
     gen: Generator,
     start: object = None,
@@ -189,7 +189,7 @@ def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **m
     return found
 
 
-def collate(batch: Sequence[Encoded], pad: int) -> dict[str, Any]:
+def collate(batch: Sequence[Labelled], pad: int) -> dict[str, Any]:
     """A micro-batch padded on the right: input_ids, attention_mask and labels (B, T), and the examples' ids."""
     width = max(len(e.ids) for e in batch)
 
@@ -218,7 +218,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _digest(lm: LM, examples: Sequence[Encoded], cfg: FinetuneConfig, seed: int, start: object) -> str:
+def _digest(lm: LM, examples: Sequence[Labelled], cfg: FinetuneConfig, seed: int, start: object) -> str:
     data = [[e.id, e.ids, e.labels] for e in examples]
     parts = [lm.identity, lm.dtype, cfg.model_dump(), seed, num_processes(), start, data]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

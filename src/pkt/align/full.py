@@ -14,7 +14,7 @@ from pkt.errors import UnsupportedModelError
 from pkt.inject.delta import Change, Delta, Dense, Key
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
-from pkt.tasks.losses import Encoded, encode_all
+from pkt.tasks.losses import Labelled, encode_all
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ COPIES = 4
 """Float32 numbers per parameter while it is trained: weight, gradient and AdamW's two averages."""
 
 
-def tune_all(target: LM, examples: Sequence[Encoded], cfg: FinetuneConfig, gen: Generator) -> Delta:
+def tune_all(target: LM, examples: Sequence[Labelled], cfg: FinetuneConfig, gen: Generator) -> Delta:
     """The change of every tensor by fine-tuning on `examples`; its size is logged before it starts."""
     return trained(target, lambda model: finetune(model, target, examples, cfg, gen))
 

@@ -26,7 +26,7 @@ from pkt.inject.delta import Change, Delta, Key, LowRank
 from pkt.models.families import LINEAR
 from pkt.models.lm import LM
 from pkt.randomness import own_randomness
-from pkt.tasks.losses import Encoded
+from pkt.tasks.losses import Labelled
 
 ADAPTER = "default"
 
@@ -82,7 +82,7 @@ def check_adapters(target: LM, cfg: LoraConfig) -> None:
 
 def tune_lora(
     target: LM,
-    examples: Sequence[Encoded],
+    examples: Sequence[Labelled],
     cfg: LoraConfig,
     gen: Generator,
     start: Mapping[Key, LowRank] | None = None,

@@ -18,7 +18,7 @@ from pkt.align.alignment import MakeDelta, StepLoss
 from pkt.errors import TrainingError
 from pkt.inject.apply import injected
 from pkt.models.lm import LM
-from pkt.tasks.losses import Encoded, example_losses
+from pkt.tasks.losses import Labelled, example_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,8 +53,8 @@ class LanguageLoss:
     """
 
     target: LM
-    extract: Sequence[Encoded]
-    align_split: Sequence[Encoded]
+    extract: Sequence[Labelled]
+    align_split: Sequence[Labelled]
     passes: Passes
     gen: Generator
     term: ClassVar[str] = "cross_entropy"

@@ -27,7 +27,7 @@ from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.progress import track
 from pkt.tasks.base import Example
-from pkt.tasks.losses import Encoded, encode_all, example_losses
+from pkt.tasks.losses import Labelled, encode_all, example_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +107,7 @@ def _not_finite(lm: LM, model: PreTrainedModel, what: str) -> UnsupportedModelEr
     )
 
 
-def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[Encoded]:
+def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[Labelled]:
     return encode_all(examples, style, lm, loss_on_prompt=False)
 
 

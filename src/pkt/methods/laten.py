@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from pkt.align.activations import ActivationLoss, map_states, prompts
-from pkt.align.alignment import Objective, Options, Schedule, align, encode_all
+from pkt.align.alignment import Objective, Options, Schedule, align
 from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.align.moments import Goal, MomentLoss, goal_maker
 from pkt.align.objectives import LanguageLoss, Passes
@@ -49,6 +49,7 @@ from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
 from pkt.tasks.base import Example, Task, fingerprint
+from pkt.tasks.losses import encode_all
 
 DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""

@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Labelled:
     """An example as token ids with the labels that count, both (T,)."""
 
     id: str
@@ -37,17 +37,17 @@ class Encoded:
         return self.ids[: next((i for i, label in enumerate(self.labels) if label != IGNORED), None)]
 
 
-def encode_all(examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool) -> list[Encoded]:
+def encode_all(examples: Sequence[Example], style: str, lm: LM, *, loss_on_prompt: bool) -> list[Labelled]:
     """Token ids and labels: the response and the end of sequence count, on request the prompt too."""
     found = []
     for example in examples:
         e = encode(example, style, lm.tokenizer, lm.dims.context, eos=True)
         start = 1 if loss_on_prompt else e.response_start
-        found.append(Encoded(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
+        found.append(Labelled(example.id, e.ids, [IGNORED] * start + e.ids[start:]))
     return found
 
 
-def example_losses(model: PreTrainedModel, lm: LM, batch: Sequence[Encoded]) -> Tensor:
+def example_losses(model: PreTrainedModel, lm: LM, batch: Sequence[Labelled]) -> Tensor:
     """Mean cross-entropy of each example, (B,) float32 in nats. Padded on the right; only labelled positions get logits."""
     width = max(len(e.ids) for e in batch)
     pad = lm.tokenizer.pad_token_id
@@ -62,3 +62,13 @@ def example_losses(model: PreTrainedModel, lm: LM, batch: Sequence[Encoded]) -> 
     loss = functional.cross_entropy(logits, labels_BT[chosen_BT].to(logits.device), reduction="none")
     row = torch.arange(len(batch))[:, None].expand_as(labels_BT)[chosen_BT].to(loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, row, loss) / chosen_BT.sum(1).to(loss.device)
+
+
+def mean_loss(model: PreTrainedModel, target: LM, examples: Sequence[Labelled], batch_size: int) -> float:
+    """Mean over examples of their mean cross-entropy, in nats. The model runs as it is, hooks included."""
+    with torch.no_grad():
+        parts = [
+            example_losses(model, target, examples[i : i + batch_size]).cpu()
+            for i in range(0, len(examples), batch_size)
+        ]
+    return float(torch.cat(parts).mean())
