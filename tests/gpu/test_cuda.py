@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pkt.extract.attribution import attribute
+from pkt.methods import METHODS
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
@@ -43,3 +44,17 @@ def test_same_seed_same_bytes_and_near_the_cpu(models, tmp_path, alignment):
         delta.save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert deltas[0].norm() == pytest.approx(deltas[2].norm(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["seeking", "pissa", "lora", "sft", "seqkd", "gkd"])
+def test_fine_tuning_repeats_and_is_near_the_cpu(models, tmp_path, name):
+    method = METHODS.get(name)
+    cfg = method.config(epochs=1, lr=1e-3, **({"dropout": 0.0} if "dropout" in method.config.model_fields else {}))
+    few = task("nano/mmlu").limited(64, method.splits)
+    deltas = [
+        method(*models[d], few, cfg, torch.Generator().manual_seed(0), style="plain") for d in ("cuda", "cuda", "cpu")
+    ]
+    for file, delta in zip("abc", deltas, strict=True):
+        delta.save(tmp_path / file)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert deltas[0].norm() == pytest.approx(deltas[2].norm(), rel=0.2)
