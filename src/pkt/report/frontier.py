@@ -149,4 +149,4 @@ def _says(best: Sequence[Point], cost: str) -> str:
         for p in best
     )
     whose = "this run" if len(best) == 1 else "these runs"
-    return f"Not dominated, for no other run with at most as many {COSTS[cost]} has a higher score, {'is' if len(best) == 1 else 'are'} {whose}: {shown}."
+    return f"Not dominated, for no other run is as good with fewer {COSTS[cost]} or better with as many, {'is' if len(best) == 1 else 'are'} {whose}: {shown}."
