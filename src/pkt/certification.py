@@ -29,7 +29,7 @@ from pkt.jobs import Job, Jobs, now, read_record
 from pkt.models.checkpoint import is_nano
 from pkt.pool import Pool, cores
 from pkt.run import Machine, Run
-from pkt.tasks.base import Task, fingerprint
+from pkt.tasks.base import UNLABELLED, Task, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,10 @@ class Certification:
             )
         if "wrong_task" in self.arms and self.wrong_task is not None:
             check_locatable(run, run.task.located_with(self.wrong_task.split("extract")))
+        if "shuffled_source" in self.arms and getattr(run.options, UNLABELLED, 0) == 1:
+            raise DataError(
+                "method.unlabelled is 1, but shuffled_source exchanges answers between prompts; use two at least, or leave that arm out"
+            )
         if self.searched:
             if not run.task.split("valid"):
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")

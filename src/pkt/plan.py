@@ -90,8 +90,8 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
         rows.append(_align_row(run, lines, lengths["align"], speed))
-    if run.method.prepare is not None:
-        rows.append(_answers_row(run, lengths["train"], speed))
+    if run.method.preparation_key(run.task, options) is not None:
+        rows.append(_answers_row(run, lengths.get("train", lengths["test"]), speed))
     if isinstance(options, FinetuneConfig):
         rows.append(_finetune_row(run, lengths["train"], speed))
     items = len(run.task.split("test"))
@@ -142,10 +142,11 @@ def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[di
 
 
 def _answers_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
-    """The source's answers, as long as a training example at most."""
-    prompts = len(run.task.split("train")) + getattr(run.options, UNLABELLED, 0)
+    """The source's answers, as long as a training example at most; a method that asks for logits needs none to labelled prompts."""
+    labelled = 0 if run.method.together else len(run.task.split("train"))
+    prompts = labelled + getattr(run.options, UNLABELLED, 0)
     flop = 2.0 * run.source.parameters() * tokens * prompts
-    return _row(f"answers of the source, {prompts} at most", flop, _weights(run, run.source), speed)
+    return _row(f"answers of the source to {prompts} prompts", flop, _weights(run, run.source), speed)
 
 
 def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
 
 def _states_rows(run: Run, length: float, speed: float) -> list[dict[str, Any]]:
     """Recording both models' states on the prompts, of which there are at most as many tokens as in the examples."""
-    rows, texts = [], len(run.task.split("align"))
+    rows, texts = [], len(run.task.split("align")) + getattr(run.options, UNLABELLED, 0)
     for role, lm in (("source", run.source), ("target", run.target)):
         states = 4.0 * texts * length * lm.dims.layers * lm.dims.width
         flop = 2.0 * lm.parameters() * texts * length

@@ -153,19 +153,17 @@ class Run:
 
     def prepare(self) -> None:
         """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
-        from pkt.align.finetune import FinetuneConfig
-
-        prepare = self.method.prepare
-        if prepare is None:
-            return
+        decides = self.method.preparation_key(self.task, self.options)
+        if decides is None:
+            return self.stages.drop("prepare")
 
         def make() -> list[Path]:
-            prepare(self.source, self.target, self.task, self.options, self.style)
+            assert self.method.prepare is not None
+            self.method.prepare(self.source, self.target, self.task, self.options, self.style)
             return memo_files(self.memo)
 
-        asked = self.options.model_dump(exclude=set(FinetuneConfig.model_fields))  # training changes nothing here
-        what = [*self.inputs(*self.method.reads(self.options)), asked, self.recipe.dtype]
-        self.stages.run("prepare", key_of("prepare", what), make, count=True)
+        what = [*self.inputs(*self.method.reads(self.options)), decides, self.recipe.dtype]
+        return self.stages.run("prepare", key_of("prepare", what), make, count=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -184,6 +182,8 @@ class Run:
             self.recipe.seed,
             self.recipe.dtype,
         )
+        if self.method.locate is None:
+            self.stages.drop("locate")
         self.prepare()
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen

@@ -89,6 +89,12 @@ class Stages:
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 
+    def drop(self, name: str) -> None:
+        """Forget a stage that another recipe in this folder had."""
+        records = self.records()
+        if records.pop(name, None) is not None:
+            write_json(self.path, records)
+
     def is_done(self, name: str, key: str, content: Callable[[], str] | None = None) -> bool:
         """Whether a stage has this key, and left what is there."""
         done = self.records().get(name)

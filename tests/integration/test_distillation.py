@@ -358,3 +358,14 @@ def test_shipped_recipes_are_checked_and_planned(name, tmp_path):
     notes = " ".join(plan(made).notes)
     assert ("in memory together" in notes) == ("gkd" in name)
     assert (made.options.unlabelled == 600) == ("unlabelled" in name)
+
+
+def test_nothing_is_prepared_where_no_answer_is_asked_for(tiny_source, tiny_target):
+    task = make_task()
+    for name, options, asks in (
+        ("gkd", {}, False), ("gkd", {"unlabelled": 1}, True), ("gkd", {"unlabelled": 1, "lmbda": 1.0}, False), ("seqkd", {}, True),
+    ):  # fmt: skip
+        method, config = METHODS[name]
+        assert (method.preparation_key(task, config(**options)) is not None) == asks
+    keys = [gkd.preparation_key(task, GkdConfig(unlabelled=1, **more)) for more in ({}, {"beta": 0.2, "lr": 1.0}, {"max_new_tokens": 3})]  # fmt: skip
+    assert keys[0] == keys[1] != keys[2]

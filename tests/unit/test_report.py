@@ -313,13 +313,13 @@ def test_what_the_change_took_is_said_as_far_as_it_is_known(tmp_path: Path, summ
     text = render(report_data.write(tmp_path, summary))
     assert (
         "The change took 100 labelled examples, 60 optimizer steps, 221,184 trained parameters, "
-        "9.3e+10 floating-point operations, location included." in text
+        "9.3e+10 floating-point operations, with location and preparation where there are any." in text
     )
 
 
 def test_a_method_that_reads_no_source_is_said_to_tune(tmp_path: Path, summary: dict[str, Any]) -> None:
     text = render(report_data.write(tmp_path, summary))
-    assert "reads no source" not in text
+    assert "takes no knowledge" not in text
     text = render(report_data.write(tmp_path, summary | {"reads_source": False}))
-    assert "This is tuning, or nothing: the method reads no source" in text
-    assert "as the source, of which nothing was read." in text
+    assert "This is tuning, or nothing: the method takes no knowledge from a source." in text
+    assert "as the source, of whose knowledge nothing is taken." in text

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from pkt.errors import TrainingError
 from pkt.inject.delta import Delta
 from pkt.models.determinism import deterministic
 from pkt.progress import track
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

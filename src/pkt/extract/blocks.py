@@ -130,7 +130,7 @@ def find_blocks(
             found = _coupled(inside, parts, source.dims, target.dims) if coupled else _by_matrix(inside, parts)
             corners |= {(layer, part): corner for part, corner in found.items()}
         corners |= {
-            key: best_block(sums[key][: shape[0]], shape)
+            key: best_columns(sums[key][: shape[0]], shape[1])
             for key, shape in wanted.items()
             if key[0] is None and first == 0
         }

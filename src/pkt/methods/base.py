@@ -53,6 +53,9 @@ class Method:
     """For every example to locate with, the neurons of source and target that hold it: `pkt locate --verify` intervenes on them."""
     prepare: Callable[[LM, LM, Task, Any, str], Any] | None = None
     """Makes what its runs share beside located scores, through the memos of the handles; a stage of its own."""
+    preparation: Callable[[Task, Any], list[Any] | None] | None = None
+    """What decides what `prepare` makes beside models and prompt style, as JSON values, or None where there is nothing to make;
+    not declared: all options."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
     trains_copy: bool = False
@@ -85,6 +88,12 @@ class Method:
             return [fingerprint(task.location), cfg.model_dump()]
         return self.location(task, cfg)
 
+    def preparation_key(self, task: Task, cfg: MethodConfig) -> list[Any] | None:
+        """What decides what `prepare` makes, beside models and prompt style; None where there is nothing to make."""
+        if self.prepare is None:
+            return None
+        return [cfg.model_dump()] if self.preparation is None else self.preparation(task, cfg)
+
     def reads(self, cfg: MethodConfig) -> tuple[str, ...]:
         """Splits of the task that the method reads with these options."""
         return (*self.splits, UNLABELLED) if getattr(cfg, UNLABELLED, 0) else self.splits
@@ -98,6 +107,7 @@ class Method:
             self.locate,
             self.location,
             self.prepare,
+            self.preparation,
             self.located_neurons,
             self.no_source,
             self.without_for,

@@ -29,7 +29,7 @@ from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens, num_tokens
-from pkt.tasks.base import Example, Task
+from pkt.tasks.base import Example, Task, fingerprint
 from pkt.tasks.losses import encode_all
 
 
@@ -79,6 +79,13 @@ def asked(source: LM, target: LM, task: Task, cfg: GkdConfig, style: str) -> tup
     return [*labelled, *found.examples], {"answers": len(found.examples), "empty": found.empty}
 
 
+def preparation(task: Task, cfg: GkdConfig) -> list[Any] | None:
+    """What decides the answers; at `lmbda` 1, or without prompts that have no label, none are asked for."""
+    if not cfg.unlabelled or cfg.lmbda == 1:
+        return None
+    return [fingerprint(task.unlabelled(cfg.unlabelled)), cfg.max_new_tokens, cfg.generation_batch]
+
+
 def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, style: str) -> Delta:
     """The control: fine-tuning on the labels of the train split. Nobody answers the unlabelled prompts, so they are left out."""
     return tune_on_labels(target, task, cfg, gen, style)
@@ -91,6 +98,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Gene
     requires=requires,
     splits=("train",),
     prepare=asked,
+    preparation=preparation,
     trains_copy=True,
     together=True,
     no_source=without_source,

@@ -58,7 +58,9 @@ def seeking(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Gen
         "blocks": {
             "layers": layers,
             "layer_scores": found.blocks.layers.tolist(),
-            "corners": {
+            "corners": None
+            if cfg.blocks == "random"
+            else {
                 f"{'-' if at is None else at}.{part}": corner
                 for (at, part), corner in found.blocks.corners.items()
                 if at is None or at in layers

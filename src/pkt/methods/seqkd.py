@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from torch import Generator
 
@@ -16,7 +18,7 @@ from pkt.align.full import tune_all, tune_on_labels
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
-from pkt.tasks.base import Task
+from pkt.tasks.base import Task, fingerprint
 from pkt.tasks.losses import encode_all
 
 
@@ -44,6 +46,12 @@ def asked(source: LM, target: LM, task: Task, cfg: SeqkdConfig, style: str) -> A
     return answered(source, task, prompts, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
 
 
+def preparation(task: Task, cfg: SeqkdConfig) -> list[Any]:
+    """What decides the answers."""
+    prompts = [*task.split("train"), *task.unlabelled(cfg.unlabelled)]
+    return [fingerprint(prompts), cfg.max_new_tokens, cfg.generation_batch]
+
+
 def without_source(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Generator, *, style: str) -> Delta:
     """The control: fine-tuning on the labels of the train split. Nobody answers the unlabelled prompts, so they are left out."""
     return tune_on_labels(target, task, cfg, gen, style)
@@ -56,6 +64,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Ge
     requires=requires,
     splits=("train",),
     prepare=asked,
+    preparation=preparation,
     trains_copy=True,
     no_source=without_source,
     learning_rate="lr",

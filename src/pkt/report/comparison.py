@@ -111,10 +111,14 @@ def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
 
 
 def mixed(rows: Sequence[Row]) -> str:
-    """A warning where the runs of a group were not scored on the same items."""
+    """A warning where the runs of a group cannot have been scored alike: their target has other scores."""
     known = [row["target_scores"].get(row["tier"]) for row in rows]
     seen = {(level["num_items"], level["score"]) for level in known if level is not None}
-    return "Not scored on the same items: these scores do not compare." if len(seen) > 1 else ""
+    return (
+        "The target's scores differ: these runs were not scored on the same items, or not in one precision, and do not compare."
+        if len(seen) > 1
+        else ""
+    )
 
 
 Column = tuple[str, list[str]]

@@ -14,7 +14,7 @@ CAVEAT = (
     "This is no certificate of transfer. Without control arms (the same method fed with noise, or with nothing) "
     "nobody can tell knowledge that came from the source from ordinary tuning."
 )
-UNREAD = "This is tuning, or nothing: the method reads no source, so no knowledge can have come from one."
+UNREAD = "This is tuning, or nothing: the method takes no knowledge from a source."
 CERTIFIED = (
     "This is one run. Whether its gain came from the source is for the verdict above to say, not for these scores."
 )
@@ -75,7 +75,7 @@ def _changed(summary: Mapping[str, Any]) -> str:
 
 
 def _unread(summary: Mapping[str, Any]) -> str:
-    return ", of which nothing was read" if summary.get("reads_source") is False else ""
+    return ", of whose knowledge nothing is taken" if summary.get("reads_source") is False else ""
 
 
 def changed_in_words(delta: Sequence[Mapping[str, Any]]) -> str:
@@ -205,5 +205,7 @@ def effort(summary: Mapping[str, Any]) -> str:
         if summary.get(key) is not None
     ]  # fmt: skip
     if summary.get("flop"):
-        said.append(f"{summary['flop']:.2g} floating-point operations, location included")
+        said.append(
+            f"{summary['flop']:.2g} floating-point operations, with location and preparation where there are any"
+        )
     return f"The change took {', '.join(said)}." if said else ""
