@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,6 +16,7 @@ from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.memo import memo_files
+from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.processes import num_processes, told_by_first
@@ -47,7 +47,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None) -> None:
         self.folder, self.machine = folder, machine or Machine()
-        self.method, self.options = _method(recipe)
+        self.method, self.options = method_of(recipe)
         resolved = {"name": recipe.method["name"], **self.options.model_dump()}
         self.recipe = recipe.with_absolute_paths().model_copy(update={"method": resolved})
         self.stages, self.scores = Stages(folder), Scores(folder)
@@ -202,6 +202,7 @@ class Run:
 
     def inject(self) -> Path:
         """The exported checkpoint, in `model/`."""
+        from pkt.inject.adapter import offer_adapter
         from pkt.inject.export import export, kept_record
 
         delta_path, out = self.folder / "delta.safetensors", self.folder / "model"
@@ -211,24 +212,13 @@ class Run:
 
         def make() -> list[Path]:
             delta = Delta.load(delta_path)
-            adapter = self._adapter(delta)
+            adapter = offer_adapter(delta, self.target, self.folder / "adapter", self.recipe.export.adapter)
             kept = export(delta, self.target, out, dtype=self.recipe.export.dtype)
             write_json(self.folder / "export.json", kept_record(kept))
             folders = [out] if adapter is None else [out, adapter]
             return [self.folder / "export.json", *sorted(p for f in folders for p in f.iterdir() if p.is_file())]
 
         self.stages.run("inject", key, make)
-        return out
-
-    def _adapter(self, delta: Delta) -> Path | None:
-        """The delta as a PEFT adapter, in `adapter/`, if the recipe wants one."""
-        from pkt.inject.adapter import export_adapter, is_low_rank
-
-        wanted, out = self.recipe.export.adapter, self.folder / "adapter"
-        if wanted == "never" or (wanted == "auto" and not is_low_rank(delta)):
-            shutil.rmtree(out, ignore_errors=True)
-            return None
-        export_adapter(delta, self.target, out)
         return out
 
     def evaluate(self) -> None:
@@ -306,12 +296,3 @@ class Run:
             self.style,
             *data,
         ]
-
-
-def _method(recipe: Recipe) -> tuple[Any, Any]:
-    """The method and its validated options."""
-    from pkt.methods import METHODS
-
-    options = dict(recipe.method)
-    method = METHODS.get(options.pop("name"))
-    return method, validate(method.config, options, f"recipe {recipe.name}", "method")

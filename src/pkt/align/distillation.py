@@ -16,7 +16,6 @@ B batch, T tokens, K tokens of responses, V vocabulary.
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from pkt.align.finetune import FinetuneConfig, arguments, collate
 from pkt.align.trainer import Checked, Reports
 from pkt.models.lm import LM
 from pkt.models.teacher import Teacher
+from pkt.quiet import errors_only
 from pkt.tasks.losses import IGNORED, Labelled
 
 
@@ -47,18 +47,6 @@ def _experimental(name: str = "TRL_EXPERIMENTAL_SILENCE") -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """No warnings of a logger: trl recommends another trainer for some options, transformers blames trl's call."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 with _experimental():
@@ -96,7 +84,7 @@ class _Divergence(GKDTrainer):
             ),
         }
         self.model.eval()  # recomputed activations would forbid the cache; the step sets training mode again
-        with torch.no_grad(), _silent("transformers.generation.utils"):
+        with torch.no_grad(), errors_only("transformers.generation.utils"):
             ids_BT, mask_BT, labels_BT = self.generate_on_policy_outputs(self.model, given, self.generation_config)
         for i, (row, number) in enumerate(zip(rows, batch["prompts"], strict=True)):
             forced = slice(width - len(row) + len(self.prompts[number]), width)
@@ -166,7 +154,7 @@ def distillation(
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = target.tokenizer.eos_token_id if ends is None else ends
     teacher.config.get_text_config().vocab_size = model.config.get_text_config().vocab_size  # compared by trl; we crop
-    with _silent("trl"):
+    with errors_only("trl"):  # it recommends another trainer for some options
         made = Distillation(
             model=model,
             teacher_model=teacher,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import sys
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError, UnsupportedModelError
+from pkt.quiet import errors_only
 from pkt.randomness import own_randomness
 from pkt.tasks.base import Example, Task
 from pkt.tasks.prompts import adds_special_tokens, render
@@ -69,7 +69,7 @@ def score(
     prompts = [render(e, style, tokenizer) + task.format.prefix for e in examples]
     context = model.config.get_text_config().max_position_embeddings
     _check_lengths(task, examples, prompts, tokenizer, context, style)
-    with _quiet(), _untouched(model, tokenizer):
+    with errors_only("lm_eval"), _untouched(model, tokenizer):
         samples = _run(model, tokenizer, task, examples, prompts, style, batch_size, context)
     return [
         {
@@ -200,18 +200,6 @@ def _harness_model(
         add_bos_token=adds_special_tokens(style),
         softmax_dtype="float32",  # in bfloat16 different likelihoods become equal
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No messages of the harness but errors."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

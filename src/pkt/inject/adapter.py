@@ -92,6 +92,15 @@ def export_adapter(delta: Delta, target: LM, out: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def offer_adapter(delta: Delta, target: LM, out: Path, wanted: str) -> Path | None:
+    """Write the adapter that a recipe's `export.adapter` wants, or remove an earlier one; the folder, if there is one."""
+    if wanted == "never" or (wanted == "auto" and not is_low_rank(delta)):
+        shutil.rmtree(out, ignore_errors=True)
+        return None
+    export_adapter(delta, target, out)
+    return out
+
+
 def _stored(key: Key, pair: LowRank) -> dict[str, Tensor]:
     """Tensors as peft names them; those of an embedding stand for the transposed change."""
     if key == (None, "embed"):

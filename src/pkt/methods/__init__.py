@@ -1,5 +1,8 @@
 """Methods: each is one function from two models and a task to one `Delta`, in a file of its own."""
 
+from typing import Any
+
+from pkt.config import Recipe, validate
 from pkt.registry import Registry
 
 METHODS = Registry(
@@ -17,3 +20,10 @@ METHODS = Registry(
     },
     cls="pkt.methods.base:Method",
 )
+
+
+def method_of(recipe: Recipe) -> tuple[Any, Any]:
+    """A recipe's method and its validated options."""
+    options = dict(recipe.method)
+    method = METHODS.get(options.pop("name"))
+    return method, validate(method.config, options, f"recipe {recipe.name}", "method")
