@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pkt.errors import DataError
 from pkt.nano import world
 from pkt.tasks.base import Example
-from pkt.tasks.formats import CODE_PREFIX, FORMATS
+from pkt.tasks.code import CODE_PREFIX
+from pkt.tasks.formats import FORMATS
 
 WHERE = "here.jsonl:7"
 

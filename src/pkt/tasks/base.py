@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from pkt.errors import DataError
 
 if TYPE_CHECKING:
-    from pkt.tasks.formats import Format
+    from pkt.tasks.format import Format
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
+LATER_FIELDS = ("paraphrases", "opening", "header", "tests")
+"""Of examples: where empty they are left out of fingerprints, so that older ones stay."""
 UNLABELLED = "unlabelled"
 """Prompts that no split asks, without labels: read like a split, by the methods that are told to."""
 
@@ -40,6 +42,12 @@ class Example:
     """The texts that are ranked by likelihood; empty where the model generates."""
     paraphrases: tuple[str, ...] = ()
     """Other users' texts that ask the same and have the same response, where the data has some."""
+    opening: str = ""
+    """Forced start of this item's response, in place of the format's."""
+    header: str = ""
+    """Code that stands before what the model writes, in the program that is graded."""
+    tests: str = ""
+    """Code that stands after it, and ends in an error where it is wrong."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,6 @@ def _dealt(num: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def fingerprint(examples: list[Example]) -> str:
     """Hash of the content of examples, in order."""
-    # a field that is new and empty leaves older hashes as they are
-    rows = [{k: v for k, v in asdict(e).items() if k != "paraphrases" or v} for e in examples]
+    rows = [{k: v for k, v in asdict(e).items() if k not in LATER_FIELDS or v} for e in examples]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

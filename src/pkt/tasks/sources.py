@@ -19,8 +19,10 @@ from typing import Any
 from pkt.errors import ConfigError, DataError
 from pkt.registry import nearest
 from pkt.tasks.base import UNLABELLED, Example, Task
-from pkt.tasks.formats import FORMATS, LETTERS, Format
+from pkt.tasks.format import Format
+from pkt.tasks.formats import FORMATS
 from pkt.tasks.jsonl import read_jsonl
+from pkt.tasks.mmlu import LETTERS
 
 log = logging.getLogger(__name__)
 
