@@ -33,6 +33,20 @@ TARGET = {
 }
 
 
+CAPS = {"final_logit_softcapping": 6.0, "attn_logit_softcapping": 4.0}
+FAMILIES: dict[str, dict] = {
+    "llama": {},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {},
+    "qwen3": {"head_dim": 12},
+    "gemma": {"head_dim": 12},
+    "gemma2": {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7, **CAPS},
+    "gemma3_text": {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7, "sliding_window_pattern": 2},
+    "phi3": {"sliding_window": 7},
+}
+"""Every supported family, with what makes its tiny model a special one: windows shorter than a prompt, caps that are felt."""
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     if not DATA.is_dir():
@@ -69,8 +83,7 @@ def make_lm(tmp_path_factory, tokenizer):
     made: dict[tuple, Path] = {}
 
     def make(family: str = "llama", role: str = "target", **more) -> LM:
-        if family == "qwen3":
-            more = {"head_dim": 12, **more}
+        more = {**FAMILIES[family], **more}
         key = (family, role, *sorted(more.items()))
         if key not in made:
             sizes = SOURCE if role == "source" else TARGET

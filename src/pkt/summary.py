@@ -131,7 +131,7 @@ def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
         if isinstance(change, Lines) and layer is not None:
             weights = target.slices(part, {layer: change.index.tolist()})[layer]
         else:
-            weights = target.tensor(target.family.tensor(layer, part))
+            weights = target.part(layer, part)
         weight_norm = float(weights.norm())
         rows.append(
             {

@@ -8,11 +8,12 @@ import torch
 from pkt.extract import attribution
 from pkt.extract.attribution import AttributionConfig, attribute
 from pkt.extract.neurons import ranked
+from pkt.models.families import FAMILIES as ROWS
 from pkt.models.families import KINDS
 from pkt.tasks.base import Example
 from pkt.tasks.prompts import encode, strip_trailing
 
-FAMILIES = ["llama", "qwen2", "qwen3"]
+FAMILIES = list(ROWS)
 EXAMPLES = [
     Example(id=f"e{i}", prompt=p, response=r, answer=r, unit=p)
     for i, (p, r) in enumerate(
@@ -25,14 +26,33 @@ def ids_of(lm, example):
     return strip_trailing(encode(example, "plain", lm.tokenizer), lm.tokenizer, example)
 
 
+def gain(norm):
+    """What a norm multiplies its scaled input with."""
+    return norm.weight + ("Gemma" in type(norm).__name__)
+
+
+def norm_behind(block, kind):
+    """The norm between a block of a Gemma 2 or 3 layer and the residual stream."""
+    if not hasattr(block, "post_feedforward_layernorm"):
+        return None
+    return block.post_attention_layernorm if kind == "attention" else block.post_feedforward_layernorm
+
+
+def logprob(model, state_D, answer):
+    """Of the answer, for a state behind the final norm; logits capped as the config says."""
+    logits = model.lm_head(state_D)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)[answer]
+
+
 def walk(model, ids):
-    """Residual streams, writes and neuron inputs at the last position, from a float64 copy of the model."""
+    """Residual streams, writes and neuron inputs at the last position, as the model has them in its own dtype."""
     seen, handles = {}, []
     for i, block in enumerate(model.model.layers):
         handles += [
             block.register_forward_pre_hook(lambda _m, a, i=i: seen.update({(i, "x"): a[0][0, -1]})),
-            block.self_attn.register_forward_hook(lambda _m, _a, r, i=i: seen.update({(i, "a"): r[0][0, -1]})),
-            block.mlp.register_forward_hook(lambda _m, _a, r, i=i: seen.update({(i, "f"): r[0, -1]})),
+            block.self_attn.register_forward_hook(lambda _m, _a, r, i=i: seen.update({(i, "attention"): r[0][0, -1]})),
+            block.mlp.register_forward_hook(lambda _m, _a, r, i=i: seen.update({(i, "ffn"): r[0, -1]})),
             block.self_attn.o_proj.register_forward_pre_hook(lambda _m, a, i=i: seen.update({(i, "o"): a[0][0, -1]})),
             block.mlp.down_proj.register_forward_pre_hook(lambda _m, a, i=i: seen.update({(i, "m"): a[0][0, -1]})),
         ]
@@ -41,6 +61,11 @@ def walk(model, ids):
         model(torch.tensor([ids[:-1]]))
     for handle in handles:
         handle.remove()
+    for i, block in enumerate(model.model.layers):
+        for kind, write in (("attention", "a"), ("ffn", "f")):
+            norm, out = norm_behind(block, kind), seen[i, kind]
+            seen[i, kind, "scale"] = torch.rsqrt(out.pow(2).mean() + model.config.rms_norm_eps) if norm else 1.0
+            seen[i, write] = norm(out) if norm else out
     return seen
 
 
@@ -53,7 +78,7 @@ def one_by_one(lm, example):
         scale = torch.rsqrt(seen["h"].pow(2).mean() + lm.dims.norm_eps)
 
         def lp(state):
-            return model.lm_head(state * scale * model.model.norm.weight).log_softmax(-1)[ids[-1]]
+            return logprob(model, state * scale * gain(model.model.norm), ids[-1])
 
         layers, neurons = {k: [] for k in KINDS}, {k: [] for k in KINDS}
         for i, block in enumerate(model.model.layers):
@@ -64,9 +89,9 @@ def one_by_one(lm, example):
                 ("attention", x, seen[i, "o"], block.self_attn.o_proj.weight),
                 ("ffn", r, seen[i, "m"], block.mlp.down_proj.weight),
             ):
-                neurons[kind].append(
-                    torch.stack([lp(base + act[j] * weight[:, j]) - lp(base) for j in range(len(act))])
-                )
+                norm = norm_behind(block, kind)
+                value = weight * gain(norm)[:, None] * seen[i, kind, "scale"] if norm else weight
+                neurons[kind].append(torch.stack([lp(base + act[j] * value[:, j]) - lp(base) for j in range(len(act))]))
         return {k: torch.stack(v) for k, v in layers.items()}, {k: torch.stack(v) for k, v in neurons.items()}
 
 
@@ -86,7 +111,8 @@ def test_equals_the_one_neuron_loop(make_lm, family, role):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_the_last_layer_equals_a_forward_pass_with_the_others_silenced(make_lm, family, kind):
-    """The final norm's scale is held at its unedited value by a hook; for attention the last FFN is silenced too."""
+    """The scales of the final norm, and of one between the block and the residual stream, are held at their unedited values by hooks; for
+    attention the last FFN is silenced too."""
     lm = make_lm(family, "target")
     example = EXAMPLES[0]
     ids = ids_of(lm, example)
@@ -99,9 +125,12 @@ def test_in_the_last_layer_equals_a_forward_pass_with_the_others_silenced(make_l
         alive = torch.zeros(len(found))
         # a pre-hook cannot hold the scale, so the norm's result is replaced
         handles = [
-            model.model.norm.register_forward_hook(lambda m, a, _r: a[0] * scale * m.weight),
+            model.model.norm.register_forward_hook(lambda m, a, _r: a[0] * scale * gain(m)),
             writer.register_forward_pre_hook(lambda _m, a: (a[0] * alive,)),
         ]
+        if behind := norm_behind(last, kind):
+            held = seen[lm.dims.layers - 1, kind, "scale"]
+            handles.append(behind.register_forward_hook(lambda m, a, _r: a[0] * held * gain(m)))
         if kind == "attention":
             handles.append(last.mlp.register_forward_hook(lambda _m, _a, r: torch.zeros_like(r)))
 
@@ -170,18 +199,25 @@ def test_last_position_drops_the_other_keys(make_lm, family):
         model.set_attn_implementation("eager")
         result = model(torch.tensor([ids[:-1]]), output_attentions=True)
         values = {}
-        model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _m, _a, r: values.update(v=r[0, -1]))
+        attention, size = model.model.layers[1].self_attn, lm.dims.kv_heads * lm.dims.head_dim
+        reader = (
+            attention.qkv_proj if family == "phi3" else attention.v_proj
+        )  # the last rows of the one are those of the other
+        reader.register_forward_hook(lambda _m, _a, r: values.update(v=r[0, -1, -size:]))
         model(torch.tensor([ids[:-1]]))
         seen = walk(model, ids)
         scale = torch.rsqrt(seen["h"].pow(2).mean() + lm.dims.norm_eps)
         weight = result.attentions[1][0, :, -1, -1]
 
         def lp(state):
-            return model.lm_head(state * scale * model.model.norm.weight).log_softmax(-1)[ids[-1]]
+            return logprob(model, state * scale * gain(model.model.norm), ids[-1])
 
+        value = attention.o_proj.weight
+        if norm := norm_behind(model.model.layers[1], "attention"):
+            value = value * gain(norm)[:, None] * seen[1, "attention", "scale"]
         for j in (0, 5, lm.dims.attention - 1):
             o = weight[j // lm.dims.head_dim] * values["v"][lm.dims.v_row(j)]
-            want = lp(seen[1, "x"] + o * model.model.layers[1].self_attn.o_proj.weight[:, j]) - lp(seen[1, "x"])
+            want = lp(seen[1, "x"] + o * value[:, j]) - lp(seen[1, "x"])
             assert float(last[0, 1, j]) == pytest.approx(float(want), rel=1e-3, abs=2e-5)
 
 

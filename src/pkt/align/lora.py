@@ -53,8 +53,19 @@ class LoraConfig(FinetuneConfig):
 
 
 def adapted(target: LM, cfg: LoraConfig) -> list[Key]:
-    """Where the target gets adapters."""
-    keys: list[Key] = [(layer, part) for layer in range(target.dims.layers) for part in LINEAR if part in cfg.parts]
+    """Where the target gets adapters. A matrix that parts share gets one.
+
+    Raises:
+        ConfigError: some parts of such a matrix are wanted, but not all.
+    """
+    parts = dict.fromkeys(target.family.whole(part) for part in LINEAR if part in cfg.parts)
+    for whole in parts:
+        if missing := set(whole.split("+")) - set(cfg.parts):
+            raise ConfigError(
+                f"{target.name}: {whole} share one matrix in {target.config.model_type}, which gets one adapter, but method.parts lacks "
+                f"{', '.join(sorted(missing))}; name all of them, or none"
+            )
+    keys: list[Key] = [(layer, part) for layer in range(target.dims.layers) for part in parts]
     return [*keys, *adapted_outside(target, cfg)]
 
 
@@ -72,8 +83,7 @@ def check_adapters(target: LM, cfg: LoraConfig) -> None:
     if len(set(cfg.parts)) < len(cfg.parts):
         raise ConfigError(f"method.parts is {cfg.parts}; name every part once")
     for layer, part in adapted(target, cfg):
-        name = target.family.tensor(layer, part)
-        shape = target.checkpoint.shape(name)
+        name, shape = target.family.tensor(layer, part), target.shape(layer, part)
         if cfg.rank > min(shape):
             raise ConfigError(
                 f"method.rank is {cfg.rank}, but {name} of {target.name} is {shape[0]} x {shape[1]}; use a rank of at most {min(shape)}"

@@ -55,7 +55,7 @@ def goal_maker(source: LM, target: LM) -> Callable[[Located], dict[Key, Goal]]:
 
     @cache
     def unit(lm: LM, part: str, layer: int) -> Tensor:
-        return lm.tensor(f"{lm.family.module(part, layer)}.weight").std(correction=0)
+        return lm.part(layer, part).std(correction=0)
 
     def goals(at: Located) -> dict[Key, Goal]:
         found: dict[Key, Goal] = {}

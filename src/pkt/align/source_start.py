@@ -19,9 +19,11 @@ from torch import Generator
 
 from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_adapters
 from pkt.align.low_rank import low_rank
+from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
 from pkt.inject.delta import Key, LowRank
 from pkt.memo import remembered
+from pkt.models.families import LINEAR
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
 from pkt.tasks.base import Task, fingerprint
@@ -58,8 +60,16 @@ class LocatedBlocks:
 
 
 def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
-    """Raise unless ranks fit the target, its matrices fit into the source's, and embeddings are about the same tokens."""
+    """Raise unless ranks fit the target, its parts have matrices of their own that fit into the source's, and embeddings are about
+    the same tokens."""
     check_adapters(target, cfg)
+    shared = next((part for _, part in adapted(target, cfg) if "+" in part), None)
+    if shared:
+        apart = [part for part in LINEAR if target.family.whole(part) == part]
+        raise UnsupportedModelError(
+            f"{target.name}: {shared} share one matrix in {target.config.model_type}, of which no source matrix has a block; choose a target "
+            f"where they are apart, or set method.parts={json.dumps(apart)}"
+        )
     check_sizes(source, target, adapted(target, cfg), coupled=cfg.blocks == "coupled")
     if adapted_outside(target, cfg):
         check_same_tokens(source, target, "an adapter on the embeddings (method.embeddings)")
@@ -122,7 +132,7 @@ def _decompose(
     start = {}
     for (layer, part), shape in shapes(target, adapted(target, cfg)).items():
         at = None if layer is None else layers[layer]
-        block_RC = source.block(source.family.tensor(at, part), corners[at, part], shape).to(target.torch_device)
+        block_RC = source.part_block(at, part, corners[at, part], shape).to(target.torch_device)
         start[layer, part] = low_rank(block_RC, cfg.rank, split="left", method=cfg.svd, gen=gen)
     return start
 
@@ -133,7 +143,7 @@ def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) ->
     wanted = {key: shape for key, shape in shapes(target, adapted(target, cfg)).items() if key[0] in (None, 0)}
     for (outside, part), shape in wanted.items():
         for layer in range(source.dims.layers) if outside is not None else (None,):
-            have = source.checkpoint.shape(source.family.tensor(layer, part))
+            have = source.shape(layer, part)
             room = [a - b + 1 for a, b in zip(have, shape, strict=True)]
             row, column = (int(torch.randint(n, (), generator=gen)) for n in room)
             found[layer, part] = (0 if layer is None else row, column)

@@ -9,6 +9,10 @@ input `m` of `down_proj`; and once the final norm's scale. Then, with `lp` of `l
 
 where `u_j` is column j of `o_proj` and `w_k` column k of `down_proj`. All in float32, in nats.
 
+Where a norm stands between a block and the residual stream (Gemma 2 and 3), `a` and `f` are what comes out of it, and its scale too is
+held at its value in the unedited run: with its gain g' and scale s', neuron k writes `m_k s' g' w_k`, and the writes of all neurons and the
+block's bias add up to `f`.
+
 E examples, L layers, N neurons of a layer, D width.
 """
 
@@ -26,9 +30,10 @@ from pkt.config import Section
 from pkt.errors import UnsupportedModelError
 from pkt.extract.logprob_gain import Lens
 from pkt.extract.scores import Attribution, Locator, Work, encode_answers, locate
-from pkt.models.families import KINDS
-from pkt.models.hooks import eager_attention, record, weight_of
+from pkt.models.families import KINDS, OUT_NORMS
+from pkt.models.hooks import eager_attention, record
 from pkt.models.lm import LM
+from pkt.models.parts import gain, part_weight
 from pkt.progress import track
 from pkt.tasks.base import Example
 
@@ -61,7 +66,9 @@ class _Site:
     scale: Tensor
     before: dict[str, Tensor]  # kind -> (L, D) residual stream before the write: x, r
     write: dict[str, Tensor]  # kind -> (L, D) the whole write: a, f
-    act: dict[str, Tensor]  # kind -> (L, N) what multiplies the neurons' values: o, m
+    act: dict[
+        str, Tensor
+    ]  # kind -> (L, N) what multiplies the neurons' values: o, m, times the scale of a norm behind them
 
 
 def attribute(
@@ -90,8 +97,7 @@ def attribute(
 def _attribute(lm: LM, examples: Sequence[Example], style: str, cfg: AttributionConfig, memory: int) -> Attribution:
     ids = encode_answers(lm, examples, style)
     with lm.for_location() as model, torch.no_grad():
-        unembed, norm = (weight_of(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
-        lens = Lens(unembed, norm, memory // 2)
+        lens = lens_of(model, lm, memory // 2)
         per = 4 * lm.dims.layers * (lm.dims.ffn + lm.dims.attention + 4 * lm.dims.width)
         size = max(1, memory // 2 // per)
         parts = [
@@ -104,18 +110,30 @@ def _attribute(lm: LM, examples: Sequence[Example], style: str, cfg: Attribution
     )
 
 
+def lens_of(model: PreTrainedModel, lm: LM, memory: int) -> Lens:
+    """The lens of a model: its final norm, unembedding and soft cap."""
+    return Lens(part_weight(model, lm, None, "unembed"), gain(model, lm, None, "final_norm"), memory, lm.logit_cap)
+
+
+def values_of(model: PreTrainedModel, lm: LM, kind: str, layer: int) -> Tensor:
+    """What each neuron writes to the residual stream, one per column (D, N): behind a norm of the block's output, times its gain."""
+    value_DN = part_weight(model, lm, layer, KINDS[kind][1])
+    behind = OUT_NORMS[kind]
+    return gain(model, lm, layer, behind)[:, None] * value_DN.float() if getattr(lm.family, behind) else value_DN
+
+
 def _score(model: PreTrainedModel, lm: LM, lens: Lens, batch: list[list[int]], cfg: AttributionConfig) -> Attribution:
     sites = list(_visit(model, lm, batch, cfg))
     device = lens.unembed_VD.device
     answer = torch.tensor([s.answer for s in sites], device=device)
     scale = torch.stack([s.scale for s in sites])
     layers, neurons = {}, {}
-    for kind, (_, writer) in KINDS.items():
+    for kind in KINDS:
         before = torch.stack([s.before[kind] for s in sites])  # E L D
         after = before + torch.stack([s.write[kind] for s in sites])
         gains = []
         for layer in range(lm.dims.layers):
-            value_DN = weight_of(model, lm.family.module(writer, layer), lm.torch_device)
+            value_DN = values_of(model, lm, kind, layer)
             act = torch.stack([s.act[kind][layer] for s in sites])
             gains.append(lens.gain(before[:, layer], act, value_DN, scale, answer).cpu())
         neurons[kind] = torch.stack(gains, dim=1)
@@ -134,23 +152,28 @@ def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: Attribut
     family, count = lm.family, lm.dims.layers
     device = lm.torch_device
     at = [family.layer.format(i=i) for i in range(count)]
-    paths = {part: [family.module(part, i) for i in range(count)] for part in ("down", "o", "v", "attention", "ffn")}
+    paths = {part: [family.module(part, i) for i in range(count)] for part in ("down", "o", "v")}
     last_only = cfg.positions == "last"
-    inputs = [*at, *paths["down"], *paths["o"], family.final_norm]
-    outputs = [*paths["attention"], *paths["ffn"], *(paths["v"] if last_only else [])]
+    behind = {kind: out_norms(lm, kind) for kind in KINDS}
+    writers = {kind: behind[kind] or [family.module(kind, i) for i in range(count)] for kind in KINDS}
+    inputs = [*at, *paths["down"], *paths["o"], *behind["attention"], *behind["ffn"], family.final_norm]
+    outputs = [*writers["attention"], *writers["ffn"], *(paths["v"] if last_only else [])]
 
     def last(kept: dict[str, Tensor], names: list[str], way: str) -> Tensor:
         return torch.stack([kept[f"{name}:{way}"][0, -1].float().to(device) for name in names])
+
+    def scaled(kept: dict[str, Tensor], act_LN: Tensor, kind: str) -> Tensor:
+        return act_LN * rms_scale(last(kept, behind[kind], "in"), lm) if behind[kind] else act_LN
 
     with record(model, inputs, outputs) as kept, eager_attention(model, last_only):
         for ids in batch:
             result = model.get_submodule(family.decoder)(
                 torch.tensor([ids[:-1]], device=device), use_cache=False, output_attentions=last_only
             )
-            x, a = last(kept, at, "in"), last(kept, paths["attention"], "out")
+            x, a = last(kept, at, "in"), last(kept, writers["attention"], "out")
             final = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
             o = (
-                _last_key(result.attentions, last(kept, paths["v"], "out"), lm)
+                _last_key(result.attentions, last(kept, paths["v"], "out")[:, family.rows("v", lm.dims)], lm)
                 if last_only
                 else last(kept, paths["o"], "in")
             )
@@ -163,9 +186,20 @@ def _visit(model: PreTrainedModel, lm: LM, batch: list[list[int]], cfg: Attribut
                 answer=ids[-1],
                 scale=_scale(final, lm.dims.norm_eps, cfg),
                 before={"attention": x, "ffn": x + a},
-                write={"attention": a, "ffn": last(kept, paths["ffn"], "out")},
-                act={"attention": o, "ffn": down},
+                write={"attention": a, "ffn": last(kept, writers["ffn"], "out")},
+                act={"attention": scaled(kept, o, "attention"), "ffn": scaled(kept, down, "ffn")},
             )
+
+
+def out_norms(lm: LM, kind: str) -> list[str]:
+    """Paths of the norms between the blocks of a kind and the residual stream; none in most families."""
+    norm = OUT_NORMS[kind]
+    return [lm.family.module(norm, i) for i in range(lm.dims.layers)] if getattr(lm.family, norm) else []
+
+
+def rms_scale(state: Tensor, lm: LM) -> Tensor:
+    """What a norm scales the states (..., D) with, (..., 1)."""
+    return torch.rsqrt(state.pow(2).mean(-1, keepdim=True) + lm.dims.norm_eps)
 
 
 def _scale(final_D: Tensor, eps: float, cfg: AttributionConfig) -> Tensor:

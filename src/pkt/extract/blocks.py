@@ -54,7 +54,7 @@ def shapes(lm: LM, keys: Sequence[Key]) -> dict[Key, Shape]:
     """Rows and columns of matrices."""
     found = {}
     for key in keys:
-        rows, columns = lm.checkpoint.shape(lm.family.tensor(*key))
+        rows, columns = lm.shape(*key)
         found[key] = rows, columns
     return found
 
@@ -126,7 +126,9 @@ def find_blocks(
         for layer in held:
             totals[layer] = sum(s.sum(dtype=torch.float64) for (at, _), s in sums.items() if at == layer)
             parts = {part: shape for (at, part), shape in wanted.items() if at == 0}
-            inside = {part: sums[layer, part] for part in parts}
+            inside = {
+                part: sums[layer, source.family.whole(part)][source.family.rows(part, source.dims)] for part in parts
+            }
             found = _coupled(inside, parts, source.dims, target.dims) if coupled else _by_matrix(inside, parts)
             corners |= {(layer, part): corner for part, corner in found.items()}
         corners |= {

@@ -23,6 +23,7 @@ from pkt.extract.neurons import NeuronSet
 from pkt.extract.scores import Attribution, encode_answers
 from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
+from pkt.models.parts import logits
 from pkt.progress import track
 from pkt.tasks.base import Example
 
@@ -123,7 +124,7 @@ def probabilities(model: PreTrainedModel, lm: LM, ids: list[int], factors: Seque
         hidden_BTD = model.get_submodule(lm.family.decoder)(
             torch.tensor([ids[:-1]] * len(factors), device=lm.torch_device), use_cache=False
         )[0]
-        logits_BV = model.get_submodule(lm.family.unembed)(hidden_BTD[:, -1]).float()
+        logits_BV = logits(model, lm, hidden_BTD[:, -1])
     return logits_BV.softmax(-1)[:, ids[-1]].cpu()
 
 

@@ -34,6 +34,7 @@ from pkt.extract.scores import Attribution, Locator, Work, encode_answers
 from pkt.models.determinism import deterministic
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
+from pkt.models.parts import logits
 from pkt.progress import track
 from pkt.tasks.base import Example
 
@@ -160,7 +161,7 @@ def _gradients(
             past_key_values=_copied(prefix),
             use_cache=True,
         )[0][0]
-        logits_RV = model.get_submodule(lm.family.unembed)(hidden_RD).float()
+        logits_RV = logits(model, lm, hidden_RD)
         probability = logits_RV.softmax(-1)[:, ids[-1]].sum()
     found = torch.autograd.grad(probability, [group.leaf for group in groups.values()])
     return list(zip(groups.values(), found, strict=True))

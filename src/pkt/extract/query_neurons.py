@@ -6,6 +6,9 @@
 3. An FFN neuron k of a layer below scores, summed over the value neurons, `s * <m_kp w_k, g_l * v_j>`: its output at the value
    neuron's own position, against the neuron's row `v_j` of `v_proj` behind the weight `g_l` of the norm that feeds it.
 
+A norm between a block and the residual stream keeps its scale of the unedited run, as in `attribution`: at the last position for what
+attention sends, at the FFN's own position for its output.
+
 Norms keep no scale here, so a score has no unit that compares models. An FFN layer's score is the sum of its neurons'. FFNs with no value
 neuron above them, always that of the last layer, score zero, and among zeros the lower index is chosen first. The attention kind has the
 scores of `logprob_gain`.
@@ -28,12 +31,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pkt.config import Section
-from pkt.extract.attribution import attribute
+from pkt.errors import UnsupportedModelError
+from pkt.extract.attribution import attribute, lens_of, out_norms, rms_scale, values_of
 from pkt.extract.attribution import logprob_gain as logprob_gain_locator
 from pkt.extract.logprob_gain import Lens
 from pkt.extract.scores import Attribution, Locator, Work, encode_answers
-from pkt.models.hooks import eager_attention, record, weight_of
+from pkt.models.families import KINDS
+from pkt.models.hooks import eager_attention, record
 from pkt.models.lm import LM
+from pkt.models.parts import gain, part_weight
 from pkt.progress import track
 from pkt.tasks.base import Example
 
@@ -71,12 +77,25 @@ class _Seen:
     ffn: list[Tensor]  # for every layer (T, N) input of `down_proj` at every position
 
 
+def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[list[int]]:
+    """Token ids, as for `logprob_gain`.
+
+    Raises:
+        UnsupportedModelError: the model caps its logits, behind which a tangent bounds nothing.
+    """
+    if lm.logit_cap is not None:
+        raise UnsupportedModelError(
+            f"{lm.name}: query_neurons bounds scores by their tangents, which needs logits without a soft cap, but "
+            f"{lm.config.model_type} caps them at {lm.logit_cap:g}; use another method.locator"
+        )
+    return encode_answers(lm, examples, style)
+
+
 def _score(lm: LM, examples: Sequence[Example], style: str, cfg: QueryNeuronsConfig, memory: int) -> Attribution:
-    ids = encode_answers(lm, examples, style)
+    ids = _encode(lm, examples, style)
     with lm.for_location() as model, torch.no_grad():
         gains = attribute(lm, examples, style, per_example=True, memory=memory)
-        unembed, norm = (weight_of(model, path, lm.torch_device) for path in (lm.family.unembed, lm.family.final_norm))
-        lens = Lens(unembed, norm, memory // 2)
+        lens = lens_of(model, lm, memory // 2)
         found = []
         for i in track(range(len(ids)), f"query neurons of {lm.name}"):
             seen = _visit(model, lm, ids[i])
@@ -93,23 +112,33 @@ def _visit(model: PreTrainedModel, lm: LM, ids: list[int]) -> _Seen:
     family, dims, device = lm.family, lm.dims, lm.torch_device
     at = [family.layer.format(i=i) for i in range(dims.layers)]
     down, v, attention = ([family.module(p, i) for i in range(dims.layers)] for p in ("down", "v", "attention"))
+    after = {kind: out_norms(lm, kind) for kind in KINDS}
     with (
         eager_attention(model),
         _last_query(model, attention) as weights,
-        record(model, [*at, *down, family.final_norm], v) as kept,
+        record(model, [*at, *down, *after["attention"], *after["ffn"], family.final_norm], v) as kept,
     ):
         model.get_submodule(family.decoder)(torch.tensor([ids[:-1]], device=device), use_cache=False)
         final_D = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
+
+        def scale(kind: str, layer: int) -> Tensor | float:
+            """Of the norm behind a block, (T, 1), at its value in this run; 1 where there is none."""
+            if not after[kind]:
+                return 1.0
+            return rms_scale(kept[f"{after[kind][layer]}:in"][0].float().to(device), lm)
+
         sent = []
-        for path, v_path in zip(attention, v, strict=True):
-            value = kept[f"{v_path}:out"][0].float().to(device).unflatten(-1, (dims.kv_heads, dims.head_dim))
-            value_THd = value.repeat_interleave(dims.heads // dims.kv_heads, dim=1)
-            sent.append((value_THd * weights[path].float().to(device).T[..., None]).flatten(1))
+        for layer, (path, v_path) in enumerate(zip(attention, v, strict=True)):
+            value = kept[f"{v_path}:out"][0][:, family.rows("v", dims)].float().to(device)
+            value_THd = value.unflatten(-1, (dims.kv_heads, dims.head_dim))
+            value_THd = value_THd.repeat_interleave(dims.heads // dims.kv_heads, dim=1)
+            sent_TN = (value_THd * weights[path].float().to(device).T[..., None]).flatten(1)
+            sent.append(sent_TN * scale("attention", layer)[-1] if after["attention"] else sent_TN)
         return _Seen(
             scale=torch.rsqrt(final_D.pow(2).mean() + dims.norm_eps),
             before=torch.stack([kept[f"{path}:in"][0, -1].float().to(device) for path in at]),
             sent=sent,
-            ffn=[kept[f"{path}:in"][0].float().to(device) for path in down],
+            ffn=[kept[f"{path}:in"][0].float().to(device) * scale("ffn", i) for i, path in enumerate(down)],
         )
 
 
@@ -140,7 +169,7 @@ def value_neurons(
     """The attention neurons that help the answer most, each at its own position, best first; equal ones in order of place."""
     answer_1 = torch.tensor([answer], device=seen.scale.device)
     gradient_LD = lens.gradient(seen.before * seen.scale, answer_1.expand(lm.dims.layers))
-    value_DN = [weight_of(model, lm.family.module("o", i), lm.torch_device) for i in range(lm.dims.layers)]
+    value_DN = [values_of(model, lm, "attention", i) for i in range(lm.dims.layers)]
     bounds = [
         (seen.scale * sent_TN * (gradient_D @ w_DN.float())).flatten()
         for sent_TN, gradient_D, w_DN in zip(seen.sent, gradient_LD, value_DN, strict=True)
@@ -183,13 +212,11 @@ def _queries(model: PreTrainedModel, lm: LM, seen: _Seen, values: list[ValueNeur
     for layer in range(lm.dims.layers - 2, -1, -1):  # the value neurons above gather on the way down
         above = [v for v in values if v.layer == layer + 1]
         if above:
-            v_MD, norm_D = (
-                weight_of(model, lm.family.module(part, layer + 1), lm.torch_device).float()
-                for part in ("v", "input_norm")
-            )
+            v_MD = part_weight(model, lm, layer + 1, "v").float()
+            norm_D = gain(model, lm, layer + 1, "input_norm")
             for v in above:
                 wanted_PD[positions.index(v.position)] += v.score * norm_D * v_MD[lm.dims.v_row(v.neuron)]
-        value_DN = weight_of(model, lm.family.module("down", layer), lm.torch_device).float()
+        value_DN = values_of(model, lm, "ffn", layer).float()
         score_LN[layer] = (seen.ffn[layer][positions] * (wanted_PD @ value_DN)).sum(0).cpu()
     return score_LN
 
@@ -204,7 +231,7 @@ query_neurons = Locator(
     paper="arXiv:2312.12141",
     version=1,
     score=_score,
-    encode=encode_answers,
+    encode=_encode,
     flop=_flop,
     config=QueryNeuronsConfig,
     section="query_neurons",

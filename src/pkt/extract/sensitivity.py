@@ -116,22 +116,22 @@ def _score(lm: LM, examples: Sequence[Example], style: str, _cfg: Section, _memo
     layers = {kind: torch.zeros(len(examples), d.layers) for kind in KINDS}
     neurons = {kind: torch.zeros(len(examples), d.layers, d.neurons(kind)) for kind in KINDS}
     rows = torch.tensor([d.v_row(j) for j in range(d.attention)])
-    at = {
-        f"{lm.family.module(part, layer)}.weight": (kind, part, layer)
-        for kind, parts in TENSORS.items()
-        for part in parts
-        for layer in range(d.layers)
-    }
+    at: dict[str, list[tuple[str, str, int]]] = {}  # parts may share a matrix
+    for kind, parts in TENSORS.items():
+        for part in parts:
+            for layer in range(d.layers):
+                at.setdefault(lm.family.tensor(layer, part), []).append((kind, part, layer))
 
-    def add(example: int, name: str, s: Tensor) -> None:
-        kind, part, layer = at[name]
-        layers[kind][example, layer] += s.sum().cpu()
-        if part in ("gate", "up"):
-            neurons[kind][example, layer] += s.sum(1).cpu()
-        elif part == "v":
-            neurons[kind][example, layer] += s.sum(1).cpu()[rows]
-        elif part in ("down", "o"):
-            neurons[kind][example, layer] += s.sum(0).cpu()
+    def add(example: int, name: str, of_tensor: Tensor) -> None:
+        for kind, part, layer in at[name]:
+            s = of_tensor[lm.family.rows(part, d)]
+            layers[kind][example, layer] += s.sum().cpu()
+            if part in ("gate", "up"):
+                neurons[kind][example, layer] += s.sum(1).cpu()
+            elif part == "v":
+                neurons[kind][example, layer] += s.sum(1).cpu()[rows]
+            elif part in ("down", "o"):
+                neurons[kind][example, layer] += s.sum(0).cpu()
 
     each_sensitivity(lm, examples, style, add, at)
     return Attribution(layers, neurons)

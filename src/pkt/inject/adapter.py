@@ -19,6 +19,7 @@ from torch import Tensor
 from pkt.errors import DataError, UnsupportedModelError
 from pkt.files import HEADER, save_tensors
 from pkt.inject.delta import Change, Delta, Key, Lines, LowRank
+from pkt.models.families import BIAS
 from pkt.models.lm import LM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -75,9 +76,8 @@ def export_adapter(delta: Delta, target: LM, out: Path) -> None:
         )
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for key, (name, change) in zip(delta.changes, delta.tensors(target), strict=True):
+    for key, pair in _pairs(delta, target).items():
         path = target.family.path(*key)
-        pair = factors(change, target.checkpoint.shape(name))
         ranks[path] = len(pair.a)
         tensors |= {f"{PREFIX}{path}.{suffix}": t for suffix, t in _stored(key, pair).items()}
     temporary = out.with_name(f".{out.name}.partial")
@@ -90,6 +90,33 @@ def export_adapter(delta: Delta, target: LM, out: Path) -> None:
         temporary.replace(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pairs(delta: Delta, target: LM) -> dict[Key, LowRank]:
+    """The change of every matrix as two factors. Parts that share a matrix lie one below the other in B, each with ranks of its own.
+
+    Raises:
+        ShapeError: the delta does not fit. UnsupportedModelError: a change is dense, or of a bias.
+    """
+    found: dict[Key, list[LowRank]] = {}
+    for (layer, part), (name, _) in zip(delta.changes, delta.tensors(target), strict=True):
+        if part.endswith(BIAS):
+            raise UnsupportedModelError(
+                f"this delta changes {name}, which a LoRA adapter cannot hold; export a checkpoint instead"
+            )
+        pair = factors(delta.changes[layer, part], target.shape(layer, part))
+        rows, height = target.family.rows(part, target.dims), target.checkpoint.shape(name)[0]
+        b = pair.b
+        if rows != slice(None):
+            b = torch.zeros(height, b.shape[1])
+            b[rows] = pair.b
+        found.setdefault((layer, target.family.whole(part)), []).append(LowRank(pair.a, b))
+    return {
+        key: pairs[0]
+        if len(pairs) == 1
+        else LowRank(torch.cat([p.a for p in pairs]), torch.cat([p.b for p in pairs], dim=1))
+        for key, pairs in found.items()
+    }
 
 
 def offer_adapter(delta: Delta, target: LM, out: Path, wanted: str) -> Path | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pkt.errors import ShapeError, UnsupportedModelError
-from pkt.inject.delta import Change, Delta
-from pkt.models.families import family_of
+from pkt.inject.delta import Change, Delta, Within, within
+from pkt.models.families import dims_of, family_of
 
 
 @contextmanager
@@ -42,13 +42,13 @@ def injected(model: Any, delta: Delta) -> Iterator[Any]:
             weight.data = before
 
 
-def _changed(weight: Tensor, change: Change) -> Tensor:
+def _changed(weight: Tensor, change: Change | Within) -> Tensor:
     copy = weight.clone()
     change.add_(copy)
     return copy
 
 
-def _hook(change: Change) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+def _hook(change: Change | Within) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
     def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         added, channels = change.output(args[0].to(output.device))
         return output + added if channels is None else output.index_add(-1, channels, added)
@@ -68,14 +68,14 @@ def write_(model: nn.Module, delta: Delta) -> None:
         change.add_(weight)
 
 
-def _parameters(model: Any, delta: Delta) -> list[tuple[Any, nn.Parameter, Change]]:
+def _parameters(model: Any, delta: Delta) -> list[tuple[Any, nn.Parameter, Change | Within]]:
     """The parameters that a delta changes, with their modules.
 
     Raises:
         ShapeError: the model lacks one, or a change does not fit.
     """
     family = family_of(model.config, getattr(model, "name_or_path", "") or "this model")
-    found = []
+    dims, found = dims_of(model.config), []
     for (layer, part), change in delta.changes.items():
         name = family.tensor(layer, part)
         try:
@@ -83,8 +83,11 @@ def _parameters(model: Any, delta: Delta) -> list[tuple[Any, nn.Parameter, Chang
             weight = getattr(module, name.rpartition(".")[2])
         except AttributeError as e:
             raise ShapeError(f"this delta changes {name}, which the model does not have") from e
-        if weight is None or not change.fits(list(weight.shape)):
+        rows = family.rows(part, dims)
+        if weight is None or not change.fits([len(range(len(weight))[rows]), *weight.shape[1:]]):
             shape = "none" if weight is None else list(weight.shape)
-            raise ShapeError(f"this delta does not fit {name} of shape {shape}; use the target it was made for")
-        found.append((module, weight, change))
+            raise ShapeError(
+                f"this delta does not fit {part} in {name} of shape {shape}; use the target it was made for"
+            )
+        found.append((module, weight, within(change, rows)))
     return found

@@ -127,8 +127,36 @@ class Dense:
 
 
 Change = Lines | LowRank | Dense
+
+
+@dataclass(frozen=True)
+class Within:
+    """A change of some rows of a tensor: those of a part that shares a matrix with others."""
+
+    change: Change
+    rows: slice
+
+    def output(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the change adds to the whole map's output, and to which of its channels."""
+        added, channels = self.change.output(x)
+        own = torch.arange(self.rows.start, self.rows.stop, device=x.device)
+        return added, own if channels is None else own[channels]
+
+    def add_(self, weight: Tensor) -> None:
+        self.change.add_(weight[self.rows])
+
+    def entries(self) -> Tensor:
+        return self.change.entries()
+
+
+def within(change: Change, rows: slice) -> Change | Within:
+    """A part's change as one of the tensor in which the part has these rows; itself where it has them all."""
+    return change if rows == slice(None) else Within(change, rows)
+
+
 Key = tuple[int | None, str]
-"""(layer, part): a part of `Family`, with no layer for `embed`, `unembed` and `final_norm`; `q_bias` is the bias of `q`."""
+"""(layer, part): a part of `Family`, with no layer for `embed`, `unembed` and `final_norm`; `q_bias` is the bias of `q`, `q+k+v`
+the matrix that three parts share."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,22 +204,24 @@ class Delta:
         """Entries of the target's weights that change."""
         return sum(c.size() for c in self.changes.values())
 
-    def tensors(self, target: LM) -> Iterator[tuple[str, Change]]:
+    def tensors(self, target: LM) -> Iterator[tuple[str, Change | Within]]:
         """(tensor name in the target's checkpoint, change), checked against the target's shapes.
+
+        Parts that share a matrix name the same tensor.
 
         Raises:
             ShapeError: a change does not fit.
         """
         for (layer, part), change in self.changes.items():
             name = target.family.tensor(layer, part)
-            shape = target.checkpoint.shape(name)
+            shape = target.shape(layer, part)
             if not change.fits(shape):
                 shapes = {k: list(t.shape) for k, t in change.tensors().items()}
                 raise ShapeError(
-                    f"this delta changes {name} by {type(change).__name__} {shapes}, which does not fit {target.name}, where it is "
+                    f"this delta changes {part} in {name} by {type(change).__name__} {shapes}, which does not fit {target.name}, where it is "
                     f"{shape}; use the target that the delta was made for"
                 )
-            yield name, change
+            yield name, within(change, target.family.rows(part, target.dims))
 
     def save(self, path: Path) -> None:
         """Write a safetensors file with the provenance in its header."""

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from pkt.errors import DataError
 from pkt.files import save_tensors, write_json
-from pkt.inject.delta import Change, Delta
+from pkt.inject.delta import Change, Delta, Within
 from pkt.models.checkpoint import Checkpoint
 from pkt.models.lm import LM
 
 log = logging.getLogger(__name__)
+
+Changes = list[Change | Within]
+"""Of one tensor: more than one where parts share it."""
 
 KEEP_COSINE = 0.99
 SKIPPED = ("README.md", "model.safetensors.index.json")
@@ -89,14 +92,16 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
     """
     if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
         raise DataError(f"{out} exists and holds other files; give a new folder")
-    changes = dict(delta.tensors(target))
+    changes: dict[str, Changes] = {}
+    for name, change in delta.tensors(target):
+        changes.setdefault(name, []).append(change)
     survival = {name: _Survival() for name in ("target", "float32")}
     stored = torch.float32
-    for name, change in changes.items():
+    for name, of_tensor in changes.items():
         with safe_open(target.checkpoint.files[name], "pt") as f:
             weight = f.get_tensor(name)
         stored = weight.dtype
-        _measure(weight, change, survival)
+        _measure(weight, of_tensor, survival)
     chosen = dtype
     if dtype == "auto":
         chosen = "target" if survival["target"].cosine >= KEEP_COSINE else "float32"
@@ -128,20 +133,21 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
     )
 
 
-def changed(weight: Tensor, change: Change) -> Tensor:
-    """The weight with the change, in float32."""
+def changed(weight: Tensor, changes: Changes) -> Tensor:
+    """The weight with its changes, in float32."""
     result = weight.float().clone()
-    change.add_(result)
+    for change in changes:
+        change.add_(result)
     return result
 
 
-def _measure(weight: Tensor, change: Change, survival: dict[str, _Survival]) -> None:
-    meant, after = changed(torch.zeros_like(weight), change), changed(weight, change)
+def _measure(weight: Tensor, changes: Changes, survival: dict[str, _Survival]) -> None:
+    meant, after = changed(torch.zeros_like(weight), changes), changed(weight, changes)
     survival["target"].add(weight, meant, after.to(weight.dtype))
     survival["float32"].add(weight, meant, after)
 
 
-def _write_shard(source: Path, out: Path, changes: dict[str, Change], dtype: torch.dtype | None) -> None:
+def _write_shard(source: Path, out: Path, changes: dict[str, Changes], dtype: torch.dtype | None) -> None:
     with safe_open(source, "pt") as f:
         names, header = set(f.keys()), f.metadata() or {}
     if not names & changes.keys():

@@ -36,7 +36,7 @@ def principal(target: LM, cfg: PissaConfig, gen: Generator) -> dict[Key, LowRank
     """The start: `alpha / rank` times `B0 A0` is the part of the target's own matrix of that rank."""
     found = {}
     for key in adapted(target, cfg):
-        weight = target.tensor(target.family.tensor(*key)).to(target.torch_device)
+        weight = target.part(*key).to(target.torch_device)
         found[key] = low_rank(weight / cfg.scaling, cfg.rank, split="both", method=cfg.svd, gen=gen)
     return found
 

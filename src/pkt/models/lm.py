@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
 from pkt.models.checkpoint import Checkpoint, resolve
-from pkt.models.families import LINE_AXIS, Dims, Family, dims_of, family_of
-from pkt.models.loading import DEVICE_MAPS, check_device, load, placement
+from pkt.models.families import LINE_AXIS, Dims, Family, dims_of, family_of, logit_cap
+from pkt.models.loading import DEVICE_MAPS, check_device, check_headers, first_line, load, placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class LM:
             return AutoConfig.from_pretrained(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
             raise UnsupportedModelError(
-                f"{self.name}: transformers cannot read its config: {_first_line(e.__cause__ or e)}; "
+                f"{self.name}: transformers cannot read its config: {first_line(e.__cause__ or e)}; "
                 f"check its config.json"
             ) from e
 
@@ -86,6 +86,11 @@ class LM:
         """Sizes."""
         _ = self.family
         return dims_of(self.config)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The bound c of its soft-capped logits, c tanh(x / c); None where they are not capped."""
+        return logit_cap(self.config)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -104,7 +109,7 @@ class LM:
             )  # lengths are checked against the config, by example
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UnsupportedModelError(
-                f"{self.name}: no tokenizer could be read from {folder}: {_first_line(e)}; copy its tokenizer files"
+                f"{self.name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
             ) from e
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -149,12 +154,32 @@ class LM:
         """
         found = {}
         for layer, index in lines.items():
-            tensor = f"{self.family.module(part, layer)}.weight"
-            size = self.checkpoint.shape(tensor)[LINE_AXIS[part]]
+            tensor, axis = self.family.tensor(layer, part), LINE_AXIS[part]
+            size = self.shape(layer, part)[axis]
             if index and not 0 <= min(index) <= max(index) < size:
-                raise ShapeError(f"{self.name}: {tensor} has {size} lines, asked for {min(index)} to {max(index)}")
-            found[layer] = self.checkpoint.lines(tensor, list(index), LINE_AXIS[part])
+                raise ShapeError(
+                    f"{self.name}: {part} in {tensor} has {size} lines, asked for {min(index)} to {max(index)}"
+                )
+            first = (self.family.rows(part, self.dims).start or 0) if axis == 0 else 0
+            found[layer] = self.checkpoint.lines(tensor, [first + line for line in index], axis)
         return found
+
+    def shape(self, layer: int | None, part: str) -> list[int]:
+        """Shape of a part's tensor; where it shares a matrix with others, of its own rows. From the header."""
+        height, *rest = self.checkpoint.shape(self.family.tensor(layer, part))
+        return [len(range(height)[self.family.rows(part, self.dims)]), *rest]
+
+    def part(self, layer: int | None, part: str) -> Tensor:
+        """The whole of a part, float32, read through `tensor`, or through `block` where it shares a matrix."""
+        if self.family.whole(part) == part:
+            return self.tensor(self.family.tensor(layer, part))
+        height, width = self.shape(layer, part)
+        return self.part_block(layer, part, (0, 0), (height, width))
+
+    def part_block(self, layer: int | None, part: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+        """`block` of a part, its rows counted from its own first."""
+        first = self.family.rows(part, self.dims).start or 0
+        return self.block(self.family.tensor(layer, part), (first + corner[0], corner[1]), shape)
 
     def block(self, name: str, corner: tuple[int, int], shape: tuple[int, int]) -> Tensor:
         """Contiguous rows and columns of a stored matrix, float32, read without the rest.
@@ -199,28 +224,7 @@ class LM:
         Raises:
             UnsupportedModelError: it cannot be built, or a tensor is missing or has another shape.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        unembed = f"{self.family.unembed}.weight"
-        try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(self.config)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
-            raise UnsupportedModelError(
-                f"{self.name}: transformers cannot build the model of its config: {type(e).__name__}: {_first_line(e)}; "
-                f"check its config.json"
-            ) from e
-        have = self.checkpoint.headers()
-        for name, weight in model.state_dict().items():
-            if name == unembed and self.config.tie_word_embeddings:
-                continue
-            found = have[name][0] if name in have else "none"
-            if found != list(weight.shape):
-                raise UnsupportedModelError(
-                    f"{self.name}: its weight files do not fit its config: {name} has shape {found}, expected "
-                    f"{list(weight.shape)}; copy the checkpoint again"
-                )
+        check_headers(self.config, self.checkpoint, f"{self.family.unembed}.weight", self.name)
 
     def residuals(self, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> dict[int, Tensor]:
         """The residual stream after some layers at all positions of texts: see `pkt.models.states.residuals`."""
@@ -285,7 +289,3 @@ class LM:
         if torch.cuda.is_available():
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def _first_line(e: BaseException) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0].rstrip(".: ")

@@ -12,6 +12,8 @@ from pkt.errors import ConfigError, UnsupportedModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pkt.models.checkpoint import Checkpoint
+
 log = logging.getLogger(__name__)
 
 DEVICE_MAPS = ("balanced", "sequential", "offload")
@@ -53,6 +55,43 @@ def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrain
         raise UnsupportedModelError(f"{name}: its weight files do not fit its config ({shown})")
     log.info("loaded %s in %.1f s", name, time.perf_counter() - start)
     return model.eval()
+
+
+def check_headers(config: Any, checkpoint: Checkpoint, unembed: str, name: str) -> None:
+    """Compare the headers of weight files with the model that a config describes, built without weights.
+
+    Args:
+        unembed: the tensor that is not stored where embeddings are tied. name: for messages.
+
+    Raises:
+        UnsupportedModelError: it cannot be built, or a tensor is missing or has another shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
+        raise UnsupportedModelError(
+            f"{name}: transformers cannot build the model of its config: {type(e).__name__}: {first_line(e)}; "
+            f"check its config.json"
+        ) from e
+    have = checkpoint.headers()
+    for tensor, weight in model.state_dict().items():
+        if tensor == unembed and config.tie_word_embeddings:
+            continue
+        found = have[tensor][0] if tensor in have else "none"
+        if found != list(weight.shape):
+            raise UnsupportedModelError(
+                f"{name}: its weight files do not fit its config: {tensor} has shape {found}, expected "
+                f"{list(weight.shape)}; copy the checkpoint again"
+            )
+
+
+def first_line(e: BaseException) -> str:
+    """The first line of what an error of another library says."""
+    return (str(e).splitlines() or [type(e).__name__])[0].rstrip(".: ")
 
 
 def placement(device: str, torch_device: str, offload: str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pkt.models.lm import LM
+from pkt.models.parts import logits
 from pkt.tasks.base import Example
 from pkt.tasks.prompts import encode
 
@@ -58,8 +59,8 @@ def example_losses(model: PreTrainedModel, lm: LM, batch: Sequence[Labelled]) ->
     chosen_BT = labels_BT != IGNORED
     hidden_BTD = model.get_submodule(lm.family.decoder)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
     hidden = hidden_BTD[:, :-1][chosen_BT.to(hidden_BTD.device)]
-    logits = model.get_submodule(lm.family.unembed)(hidden).float()
-    loss = functional.cross_entropy(logits, labels_BT[chosen_BT].to(logits.device), reduction="none")
+    found = logits(model, lm, hidden)
+    loss = functional.cross_entropy(found, labels_BT[chosen_BT].to(found.device), reduction="none")
     row = torch.arange(len(batch))[:, None].expand_as(labels_BT)[chosen_BT].to(loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, row, loss) / chosen_BT.sum(1).to(loss.device)
 
