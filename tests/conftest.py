@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from chat_tokenizers import chat_tokenizer
+from tiny_models import FAMILIES, SOURCE, TARGET, make_model
+from transformers import PreTrainedTokenizerFast
 
 from pkt.models.lm import LM
 from pkt.nano.train import build_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SOURCE = {
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-}
-TARGET = {
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-CAPS = {"final_logit_softcapping": 6.0, "attn_logit_softcapping": 4.0}
-FAMILIES: dict[str, dict] = {
-    "llama": {},
-    "mistral": {"sliding_window": 7},
-    "qwen2": {},
-    "qwen3": {"head_dim": 12},
-    "gemma": {"head_dim": 12},
-    "gemma2": {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7, **CAPS},
-    "gemma3_text": {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 7, "sliding_window_pattern": 2},
-    "phi3": {"sliding_window": 7},
-}
-"""Every supported family, with what makes its tiny model a special one: windows shorter than a prompt, caps that are felt."""
 
 
 @pytest.fixture(scope="session")
@@ -59,37 +33,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
 
 
-def make_model(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str, sizes: dict, seed: int, **more) -> Path:
-    """A random model with weights large enough that its parts matter."""
-    config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
-        **{**sizes, "tie_word_embeddings": False, **more},
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def make_lm(tmp_path_factory, tokenizer):
-    """`make_lm("qwen2", "source")`: a handle on a tiny random model, made once per session."""
+    """`make_lm("qwen2", "source")`: a handle on a tiny random model, made once per session; `speaks="chatml"`: with that tokenizer."""
     made: dict[tuple, Path] = {}
 
     def make(family: str = "llama", role: str = "target", **more) -> LM:
         more = {**FAMILIES[family], **more}
-        key = (family, role, *sorted(more.items()))
+        speaks = more.pop("speaks", None)
+        key = (family, role, *([speaks] if speaks else []), *sorted(more.items()))
         if key not in made:
             sizes = SOURCE if role == "source" else TARGET
-            made[key] = make_model(
-                tmp_path_factory.mktemp(f"{family}-{role}"), tokenizer, family, sizes, len(made), **more
-            )
+            words = chat_tokenizer(speaks) if speaks else tokenizer
+            folder = tmp_path_factory.mktemp(f"{family}-{role}")
+            made[key] = make_model(folder, words, family, sizes, crc32(repr(key).encode()), **more)
         return LM(made[key], device="cpu")
 
     return make

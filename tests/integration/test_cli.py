@@ -61,6 +61,34 @@ def test_methods_lists_them_and_every_option(pkt):
     assert "published | fan_in" in rows["init"]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "laten",
+            ["layers", "neurons", "Tokenizers and families may differ", "alignment: activations", "query_neurons"],
+        ),
+        ("direct", ["layers", "neurons", "Tokenizers and families may differ", "query_neurons"]),
+        ("seeking", ["layers", "at least as large", "matrices of their own", "rank", "equal token maps", "coupled"]),
+        ("random_init", ["What Seeking needs"]),
+        ("gkd", ["Equal token maps", "trl", "loss_on_prompt"]),
+        ("seqkd", ["Any pair", "tokenizers and families may differ"]),
+        ("lora", ["Any target", "rank", "all of them or none"]),
+        ("pissa", ["Any target", "rank", "all of them or none"]),
+        ("sft", ["Any target"]),
+    ],
+)
+def test_a_method_says_what_it_needs_of_a_pair(pkt, name, words):
+    """What its refusals name: tests of the methods hold each of them."""
+    line = " ".join(pkt("methods", name).out.split())
+    needs = line[line.index("needs: ") : line.index(" option ")]
+    assert all(word in needs for word in words)
+
+
+def test_every_method_says_what_it_needs():
+    assert all(METHODS.get(name).needs for name in METHODS.names())
+
+
 def test_tasks_lists_them_and_the_recipes(pkt):
     assert all(name in pkt("tasks").out for name in TASKS)
     assert "nano_tuned" in pkt("tasks", "--recipes").out

@@ -50,7 +50,7 @@ def sharded(make_lm, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "phi3"])
 def test_exported_equals_hooked(make_lm, tmp_path, family):
     lm = make_lm(family, "target")
     delta = small_delta(lm)

@@ -103,7 +103,7 @@ def test_random_states_are_left_alone(tiny_target):
     assert (numpy.random.get_state()[1] == before[2]).all()
 
 
-@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", False), ("mistral", False)])  # fmt: skip
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", False), ("mistral", False), ("gemma2", True), ("gemma3_text", False), ("phi3", False)])  # fmt: skip
 def test_the_difference_of_two_models_is_every_parameter(make_lm, family, tied):
     lm = make_lm(family, "target", tie_word_embeddings=tied)
     with lm.private("float32") as model:

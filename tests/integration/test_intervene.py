@@ -44,7 +44,7 @@ def with_edited_columns(model, lm, ids, edits):
     return float(logits.softmax(-1)[ids[-1]])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "phi3"])
 @torch.no_grad()
 def test_equals_a_forward_pass_with_edited_weights(make_lm, family):
     lm = make_lm(family, "source")

@@ -52,6 +52,9 @@ def captum(model, lm, ids, kind, layer, steps=20):
         ("qwen2", {}),
         ("mistral", {"sliding_window": 4}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("gemma2", {"sliding_window": 4}),
+        ("gemma3_text", {"sliding_window": 4}),
+        ("phi3", {"sliding_window": 4}),
     ],
 )
 def test_equals_captum(make_lm, family, more):

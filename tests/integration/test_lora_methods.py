@@ -43,7 +43,7 @@ def run(name, source, target, seed=0, **more):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
 def test_delta_fits_and_both_models_are_unchanged(make_lm, name, family):
     source, target = make_lm(family, "source"), make_lm(family, "target")
     with target.loaded() as model, source.loaded() as large:

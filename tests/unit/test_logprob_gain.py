@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pkt.extract import logprob_gain
+from pkt.extract import logprob_gain, soft_cap
 from pkt.extract.logprob_gain import Lens
 from pkt.extract.neurons import ranked
 
@@ -29,12 +29,13 @@ def problem(examples: int, width: int, neurons: int, vocabulary: int, size: floa
     }
 
 
-def one_by_one(p: dict) -> torch.Tensor:
+def one_by_one(p: dict, cap: float | None = None) -> torch.Tensor:
     """lp(b + a w) - lp(b), one neuron at a time, float64."""
     p = {k: v.double() if v.is_floating_point() else v for k, v in p.items()}
 
     def lp(state, e):
-        return ((state * p["scale"][e] * p["norm"]) @ p["unembed"].T).log_softmax(-1)[p["answer"][e]]
+        logits = (state * p["scale"][e] * p["norm"]) @ p["unembed"].T
+        return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)[p["answer"][e]]
 
     return torch.tensor(
         [
@@ -48,8 +49,8 @@ def one_by_one(p: dict) -> torch.Tensor:
     )
 
 
-def fast(p: dict, memory: int = 1 << 26) -> torch.Tensor:
-    return Lens(p["unembed"], p["norm"], memory).gain(p["base"], p["act"], p["value"], p["scale"], p["answer"])
+def fast(p: dict, memory: int = 1 << 26, cap: float | None = None) -> torch.Tensor:
+    return Lens(p["unembed"], p["norm"], memory, cap).gain(p["base"], p["act"], p["value"], p["scale"], p["answer"])
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.1, 1.0])
@@ -119,3 +120,42 @@ def test_ties_go_to_the_lower_index():
     index, values = ranked(torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]]), 4)
     assert index.tolist() == [[1, 2, 4, 3]]
     assert values.tolist() == [[3.0, 3.0, 3.0, 2.0]]
+
+
+@pytest.mark.parametrize("cap", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("size", [1e-3, 0.1, 1.0, 30.0])
+def test_capped_logits_equal_the_one_neuron_loop(cap, size):
+    """Nothing is linearised: by the series, by expm1, and where the distribution is taken away, whatever the cap."""
+    p = problem(3, 24, 40, 97, size, 1)
+    want, got = one_by_one(p, cap), fast(p, cap=cap)
+    assert (want - one_by_one(p)).abs().max() > 1e-6, "the cap must be felt"
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=3e-7 if size < 1 else 1e-5)
+    if size <= 1:  # larger writes leave near ties behind the cap
+        assert torch.equal(ranked(got, 8)[0], ranked(want, 8)[0])
+    torch.testing.assert_close(fast(p, memory=1 << 14, cap=cap), got, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cap", [0.5, 6.0, 30.0])
+def test_series_of_the_cap(cap):
+    """Coefficients against derivatives by autograd; what is cut off stays below what is promised."""
+    z = torch.linspace(-3 * cap, 3 * cap, 13, dtype=torch.float64)
+    found = soft_cap.coefficients(z, cap, logprob_gain.TERMS)
+    x = torch.zeros_like(z, requires_grad=True)
+    derivative = torch.exp(cap * (torch.tanh((z + x) / cap) - torch.tanh(z / cap)))
+    factorial = 1.0
+    for j in range(1, 5):
+        (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
+        factorial *= j
+        torch.testing.assert_close(found[j - 1], derivative.detach() / factorial, rtol=1e-9, atol=1e-12)
+    for sign in (1, -1):
+        step = torch.full_like(z, sign * soft_cap.reach(cap, logprob_gain.TERMS))
+        series = sum(a * step ** (j + 1) for j, a in enumerate(found))
+        exact = torch.expm1(cap * (torch.tanh((z + step) / cap) - torch.tanh(z / cap)))
+        assert (series - exact).abs().max() < soft_cap.ERROR
+
+
+def test_change_behind_the_cap_keeps_small_digits_and_large_values():
+    z = torch.tensor([0.0, 5.0, -40.0, 1e4, 29.0])
+    x = torch.tensor([[1e-6], [1e-2], [-3.0], [50.0], [-1e3], [1e5]])
+    want = 30 * (torch.tanh((z.double() + x.double()) / 30) - torch.tanh(z.double() / 30))
+    torch.testing.assert_close(soft_cap.change(z, x, 30.0).double(), want, rtol=2e-5, atol=1e-12)

@@ -9,7 +9,7 @@ from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
 from pkt.extract.layers import top_scores
 from pkt.extract.neurons import NeuronSet, num_chosen, select
 from pkt.extract.slices import place, read_slices
-from pkt.models.families import KINDS, LINE_AXIS
+from pkt.models.families import FAMILIES, KINDS, LINE_AXIS
 
 
 def chosen(dims, layers, k, seed=0):
@@ -20,7 +20,7 @@ def chosen(dims, layers, k, seed=0):
     return NeuronSet(dict.fromkeys(KINDS, layers), index, {kind: torch.zeros(len(layers), k) for kind in KINDS})
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_slices_are_the_rows_and_columns_that_a_neuron_uses(make_lm, family):
     """A forward pass through one o_proj channel: its column, and the v_proj row that feeds it."""
     lm = make_lm(family, "source")
@@ -29,12 +29,16 @@ def test_slices_are_the_rows_and_columns_that_a_neuron_uses(make_lm, family):
     with lm.loaded() as model:
         for i, layer in enumerate([0, 2]):
             block = model.model.layers[layer]
+            if family == "phi3":  # queries, keys and values one below the other; gate above up
+                up, v = block.mlp.gate_up_proj.weight[80:], block.self_attn.qkv_proj.weight[6 * 8 + 2 * 8 :]
+            else:
+                up, v = block.mlp.up_proj.weight, block.self_attn.v_proj.weight
             for r in range(5):
                 ffn, attention = int(picked.index["ffn"][i, r]), int(picked.index["attention"][i, r])
-                assert torch.equal(slices["up"][i, r], block.mlp.up_proj.weight[ffn])
+                assert torch.equal(slices["up"][i, r], up[ffn])
                 assert torch.equal(slices["down"][i, r], block.mlp.down_proj.weight[:, ffn])
                 assert torch.equal(slices["o"][i, r], block.self_attn.o_proj.weight[:, attention])
-                assert torch.equal(slices["v"][i, r], block.self_attn.v_proj.weight[lm.dims.v_row(attention)])
+                assert torch.equal(slices["v"][i, r], v[lm.dims.v_row(attention)])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

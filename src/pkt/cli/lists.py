@@ -36,6 +36,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method: print its
         return
     method = METHODS.get(name)
     out.print(f"[bold]{name}[/bold] ({method.kind}, {method.paper}): {method.summary}", highlight=False)
+    if method.needs:
+        out.print(f"needs: {method.needs}", highlight=False, markup=False)
     out.print(table(option_rows(method.config)))
 
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from pkt.errors import ConfigError
 from pkt.extract.intervene import Sets, of_layers, refined_sets
 from pkt.extract.layers import top_scores
-from pkt.extract.locators import LocatorOptions, scores_key, scores_of
+from pkt.extract.locators import LocatorOptions, locator_of, scores_key, scores_of
 from pkt.extract.neurons import NeuronSet, num_chosen, select
 from pkt.extract.scores import Attribution
 from pkt.extract.slices import read_slices
@@ -61,13 +61,17 @@ def counts(dims: Dims, rate: float) -> dict[str, int]:
     return {kind: num_chosen(dims.neurons(kind), rate, kind) for kind in KINDS}
 
 
-def check_pair(source: LM, target: LM, *rates: float) -> None:
-    """Raise unless the source has as many layers as the target and as many neurons as are chosen at each rate.
+def check_pair(source: LM, target: LM, cfg: LocationConfig, *rates: float) -> None:
+    """Raise unless the locator can score both models, and the source has as many layers as the target and as many neurons as are
+    chosen at each rate.
 
     Raises:
-        UnsupportedModelError: too few layers. ConfigError: a rate takes no neuron, or more than the source has.
+        UnsupportedModelError: too few layers, or no model for this locator. ConfigError: a rate takes no neuron, or more than the source has.
     """
     top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
+    if check := locator_of(cfg).requires:
+        check(source)
+        check(target)
     for rate in rates:
         for kind, k in counts(target.dims, rate).items():
             if source.dims.neurons(kind) < k:

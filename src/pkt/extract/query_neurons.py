@@ -77,22 +77,18 @@ class _Seen:
     ffn: list[Tensor]  # for every layer (T, N) input of `down_proj` at every position
 
 
-def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[list[int]]:
-    """Token ids, as for `logprob_gain`.
-
-    Raises:
-        UnsupportedModelError: the model caps its logits, behind which a tangent bounds nothing.
-    """
+def requires(lm: LM) -> None:
+    """Raise UnsupportedModelError if the model caps its logits, behind which a tangent bounds nothing."""
     if lm.logit_cap is not None:
         raise UnsupportedModelError(
             f"{lm.name}: query_neurons bounds scores by their tangents, which needs logits without a soft cap, but "
             f"{lm.config.model_type} caps them at {lm.logit_cap:g}; use another method.locator"
         )
-    return encode_answers(lm, examples, style)
 
 
 def _score(lm: LM, examples: Sequence[Example], style: str, cfg: QueryNeuronsConfig, memory: int) -> Attribution:
-    ids = _encode(lm, examples, style)
+    requires(lm)
+    ids = encode_answers(lm, examples, style)
     with lm.for_location() as model, torch.no_grad():
         gains = attribute(lm, examples, style, per_example=True, memory=memory)
         lens = lens_of(model, lm, memory // 2)
@@ -121,11 +117,11 @@ def _visit(model: PreTrainedModel, lm: LM, ids: list[int]) -> _Seen:
         model.get_submodule(family.decoder)(torch.tensor([ids[:-1]], device=device), use_cache=False)
         final_D = kept[f"{family.final_norm}:in"][0, -1].float().to(device)
 
-        def scale(kind: str, layer: int) -> Tensor | float:
-            """Of the norm behind a block, (T, 1), at its value in this run; 1 where there is none."""
+        def written(act_TN: Tensor, kind: str, layer: int, positions: slice) -> Tensor:
+            """Activations times the scale of a norm behind their block, at its value in this run."""
             if not after[kind]:
-                return 1.0
-            return rms_scale(kept[f"{after[kind][layer]}:in"][0].float().to(device), lm)
+                return act_TN
+            return act_TN * rms_scale(kept[f"{after[kind][layer]}:in"][0, positions].float().to(device), lm)
 
         sent = []
         for layer, (path, v_path) in enumerate(zip(attention, v, strict=True)):
@@ -133,12 +129,14 @@ def _visit(model: PreTrainedModel, lm: LM, ids: list[int]) -> _Seen:
             value_THd = value.unflatten(-1, (dims.kv_heads, dims.head_dim))
             value_THd = value_THd.repeat_interleave(dims.heads // dims.kv_heads, dim=1)
             sent_TN = (value_THd * weights[path].float().to(device).T[..., None]).flatten(1)
-            sent.append(sent_TN * scale("attention", layer)[-1] if after["attention"] else sent_TN)
+            sent.append(written(sent_TN, "attention", layer, slice(-1, None)))
         return _Seen(
             scale=torch.rsqrt(final_D.pow(2).mean() + dims.norm_eps),
             before=torch.stack([kept[f"{path}:in"][0, -1].float().to(device) for path in at]),
             sent=sent,
-            ffn=[kept[f"{path}:in"][0].float().to(device) * scale("ffn", i) for i, path in enumerate(down)],
+            ffn=[
+                written(kept[f"{path}:in"][0].float().to(device), "ffn", i, slice(None)) for i, path in enumerate(down)
+            ],
         )
 
 
@@ -231,7 +229,8 @@ query_neurons = Locator(
     paper="arXiv:2312.12141",
     version=1,
     score=_score,
-    encode=_encode,
+    encode=encode_answers,
+    requires=requires,
     flop=_flop,
     config=QueryNeuronsConfig,
     section="query_neurons",

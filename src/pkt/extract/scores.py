@@ -87,6 +87,8 @@ class Locator:
     """Encodes what the locator asks; raises DataError for an example that it cannot use. Reads no weights."""
     flop: Callable[[LM, Work, Any], float]
     """Floating-point operations, for `pkt plan`."""
+    requires: Callable[[LM], None] | None = None
+    """Raises UnsupportedModelError for a model that the locator cannot score; reads the config only."""
     config: type[Section] = Section
     section: str | None = None
     """The option of a method that holds the locator's own options."""

@@ -42,7 +42,8 @@ class Method:
     kind: str
     paper: str
     requires: Callable[[LM, LM, Any], None]
-    """Raises UnsupportedModelError when the pair lacks what the method needs; reads headers only."""
+    """Raises UnsupportedModelError when the pair lacks what the method needs; reads headers only. Its docstring says what that is, for
+    `pkt methods NAME`."""
     splits: tuple[str, ...]
     """Splits of the task that the method reads, beside the prompts that an option `unlabelled` may ask for."""
     locate: Callable[[LM, LM, Task, Any, str], Any] | None = None
@@ -118,6 +119,11 @@ class Method:
     def lacks(self, cfg: MethodConfig) -> dict[str, str]:
         """Control arms that this method does not have with these options, with the reason."""
         return {**self.without, **(self.without_for(cfg) if self.without_for else {})}
+
+    @property
+    def needs(self) -> str:
+        """What it needs of a pair, in words: the docstring of `requires`, in one line."""
+        return " ".join((self.requires.__doc__ or "").split())
 
     @property
     def summary(self) -> str:

@@ -48,8 +48,10 @@ class DirectConfig(LocationConfig):
 
 
 def requires(source: LM, target: LM, cfg: DirectConfig) -> None:
-    """As many source layers as target layers, and as many source neurons as are chosen."""
-    check_pair(source, target, cfg.transfer_rate)
+    """A source with at least as many layers as the target, and per layer as many neurons as are chosen in the target; with
+    `locator: query_neurons`, models without capped logits (not Gemma 2). Tokenizers and
+    families may differ."""
+    check_pair(source, target, cfg, cfg.transfer_rate)
 
 
 @method(

@@ -59,7 +59,7 @@ class GkdConfig(FinetuneConfig):
 
 
 def requires(source: LM, target: LM, cfg: GkdConfig) -> None:
-    """trl, equal token maps, and no loss on prompts."""
+    """Equal token maps (vocabularies may be padded differently), trl, and `loss_on_prompt` false; both models are in memory together."""
     if importlib.util.find_spec("trl") is None:
         raise ConfigError("method gkd needs trl, which is not installed; run pip install 'pkt[distill]'")
     if cfg.loss_on_prompt:

@@ -107,8 +107,10 @@ class LatenConfig(LocationConfig):
 
 
 def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
-    """LaTen needs as many source layers as target layers and as many source neurons as it selects."""
-    check_pair(source, target, cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate)
+    """A source with at least as many layers as the target, and per layer as many neurons as are chosen in the target; with
+    `locator: query_neurons`, models without capped logits (not Gemma 2). Tokenizers and
+    families may differ, but for `alignment: activations`, which needs equal token maps."""
+    check_pair(source, target, cfg, cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate)
     if cfg.alignment == "activations":
         check_same_tokens(source, target, "alignment on activations")
     elif cfg.unlabelled:

@@ -13,7 +13,8 @@ from pkt.tasks.losses import encode_all
 
 
 def requires(source: LM, target: LM, cfg: LoraConfig) -> None:
-    """Any target whose matrices are as large as the rank."""
+    """Any target, with `rank` at most the smaller side of every adapted matrix; one that parts share (Phi-3) takes all of them or none.
+    Nothing of the source."""
     check_adapters(target, cfg)
 
 

@@ -28,7 +28,8 @@ class PissaConfig(LoraConfig):
 
 
 def requires(source: LM, target: LM, cfg: PissaConfig) -> None:
-    """Any target whose matrices are as large as the rank."""
+    """Any target, with `rank` at most the smaller side of every adapted matrix; one that parts share (Phi-3) takes all of them or none.
+    Nothing of the source."""
     check_adapters(target, cfg)
 
 

@@ -16,7 +16,7 @@ from pkt.tasks.losses import encode_all
 
 
 def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
-    """What Seeking needs: the norms are those of the source's blocks."""
+    """What Seeking needs, for its start has the norms of the source's blocks."""
     check_pair(source, target, cfg)
 
 

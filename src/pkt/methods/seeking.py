@@ -21,7 +21,10 @@ from pkt.tasks.losses import encode_all
 
 
 def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
-    """Seeking needs a source at least as large in every matrix, and equal token maps for adapters on the embeddings."""
+    """A source with at least as many layers as the target and every adapted matrix at least as large; a target that keeps them in
+    matrices of their own (Phi-3 does so for `o` and `down` alone) with `rank` at most their smaller side. For adapters on the embeddings,
+    which are left out where the target ties them, equal token maps and a source that does not tie them. With `blocks: coupled`, equal head
+    sizes and queries per key."""
     check_pair(source, target, cfg)
 
 

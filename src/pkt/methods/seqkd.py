@@ -36,7 +36,7 @@ class SeqkdConfig(FinetuneConfig):
 
 
 def requires(source: LM, target: LM, cfg: SeqkdConfig) -> None:
-    """Any pair."""
+    """Any pair: text alone passes, so tokenizers and families may differ."""
     check_training(target, cfg)
 
 

@@ -20,7 +20,7 @@ class SftConfig(FinetuneConfig):
 
 
 def requires(source: LM, target: LM, cfg: SftConfig) -> None:
-    """Any target."""
+    """Any target. Nothing of the source."""
     check_training(target, cfg)
 
 

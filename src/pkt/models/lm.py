@@ -99,7 +99,7 @@ class LM:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The model's own tokenizer, padding on the left."""
+        """The model's own tokenizer, padding on the left. Raises UnsupportedModelError if there is none, or it ends every text."""
         from transformers import AutoTokenizer
 
         folder = resolve(self.name, self.revision, weights=False)
@@ -113,6 +113,11 @@ class LM:
             ) from e
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+            raise UnsupportedModelError(
+                f"{self.name}: its tokenizer ends every text with {tokenizer.eos_token}, after which no answer follows; set add_eos_token "
+                f"to false in its tokenizer_config.json, or take it out of post_processor in its tokenizer.json"
+            )
         return tokenizer
 
     @property

@@ -7,6 +7,7 @@ first token that holds one of its characters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STYLES = ("tulu", "chat_template", "plain")
+DATE = "26 Jul 2024"
+"""Of every day, for templates that write one: Llama 3's own where it knows no date."""
 TRAILING = frozenset('. ")],\n')
 """Characters that end an answer without carrying it."""
 
@@ -34,6 +37,7 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
 
     Raises:
         ConfigError: unknown style, or `chat_template` for a tokenizer without one.
+        UnsupportedModelError: the template cannot be filled in.
     """
     if style == "tulu":
         return f"<|user|>\n{example.prompt}\n<|assistant|>\n"
@@ -45,12 +49,48 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt style tulu or plain"
         )
-    messages = [{"role": "user", "content": example.prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return _templated(tokenizer, example.prompt, opened=True) + _header(tokenizer, str(tokenizer.chat_template))
+
+
+def _templated(tokenizer: PreTrainedTokenizerFast, prompt: str, *, opened: bool, response: str | None = None) -> str:
+    """What the chat template makes of one question; templates that write today's date get the same one every day.
+
+    Raises:
+        UnsupportedModelError: the template cannot be filled in.
+    """
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": prompt}]
+    if response is not None:
+        messages.append({"role": "assistant", "content": response})
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opened, date_string=DATE, strftime_now=lambda _format: DATE
+        )
+    except (TemplateError, TypeError, ValueError) as e:
+        raise UnsupportedModelError(
+            f"{tokenizer.name_or_path}: its chat template takes no single question ({e}); use prompt style tulu or plain"
+        ) from e
+    return str(text)
+
+
+@lru_cache(maxsize=8)
+def _header(tokenizer: PreTrainedTokenizerFast, _template: str) -> str:
+    """What opens an answer in a template that looks at no `add_generation_prompt`; nothing in others.
+
+    It is what the template puts between a question and its answer, where that is more than space: `<|im_start|>assistant`, say. Where
+    it is space alone (Llama 2: `[/INST] Paris`) the answer follows the question at once, as everywhere else.
+    """
+    opened, closed = (_templated(tokenizer, "question", opened=opened) for opened in (True, False))
+    if opened != closed:
+        return ""
+    before, found, _ = _templated(tokenizer, "question", opened=False, response="ANSWER").partition("ANSWER")
+    between = before.removeprefix(closed)
+    return between if found and before.startswith(closed) and between.strip() else ""
 
 
 def adds_special_tokens(style: str) -> bool:
-    """Whether the tokenizer adds the beginning of sequence: a chat template's text already holds it."""
+    """Whether the tokenizer adds the beginning of sequence: a chat template's text already holds it, if the model wants one."""
     return style != "chat_template"
 
 

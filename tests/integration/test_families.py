@@ -1,0 +1,376 @@
+"""Every supported family, on tiny random models: what is read, changed, exported and scored is what the stock model has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from test_attribution import walk
+from test_direct import transfer as direct_transfer
+from test_laten import gen, make_task
+from test_laten import transfer as laten_transfer
+from test_lora_methods import make_task as make_train_task
+from test_lora_methods import run
+from transformers import AutoModelForCausalLM
+
+from pkt.align import lora as lora_module
+from pkt.align.moments import goal_maker
+from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
+from pkt.extract.attribution import attribute, lens_of
+from pkt.extract.blocks import find_blocks
+from pkt.extract.location import locate
+from pkt.extract.locators import LOCATORS
+from pkt.extract.scores import encode_answers
+from pkt.extract.scores import locate as scores_by
+from pkt.inject.adapter import export_adapter, read_adapter
+from pkt.inject.apply import injected, write_
+from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.export import export
+from pkt.models.controls import RandomSource, ShuffledSource
+from pkt.models.families import FAMILIES, KINDS, LINEAR, PARTS, dims_of, family_of
+from pkt.models.lm import LM
+from pkt.models.parts import logits as logits_of
+
+NAMES = list(FAMILIES)
+IDS = torch.arange(3, 23).view(2, 10)
+NORMS = ("input_norm", "ffn_norm", "attention_out_norm", "ffn_out_norm", "q_norm", "k_norm")
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def some(change, shape, gen):
+    """A random change of a kind, for a tensor of a shape."""
+
+    def r(*size):
+        return 0.1 * torch.randn(*size, generator=gen)
+
+    if len(shape) == 1 or change == "dense":
+        return Dense(r(*shape))
+    height, width = shape
+    if change == "low rank":
+        return LowRank(r(3, width), r(height, 3))
+    axis = 0 if change == "rows" else 1
+    return Lines(torch.randperm(shape[axis], generator=gen)[:4], r(4, shape[1 - axis]), axis)
+
+
+def everywhere(lm, change, parts=None):
+    """A delta that changes every part of the second layer, and those of no layer."""
+    stored = lm.family.keys(lm.dims.layers)
+    names = parts or [p for p in (*LINEAR, *NORMS) if getattr(lm.family, p) and stored.get(lm.family.tensor(1, p))]
+    keys = [(1, part) for part in names if lm.family.tensor(1, part) in lm.checkpoint.files]
+    if parts is None:
+        keys += [(None, "embed"), (None, "unembed"), (None, "final_norm")]
+    return Delta({key: some(change, lm.shape(*key), gen(i)) for i, key in enumerate(keys)})
+
+
+def test_the_table_of_tiny_models_has_every_family():
+    assert tiny_models.FAMILIES.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("change", ["rows", "columns", "low rank", "dense"])
+def test_hooked_written_and_exported_logits_are_equal(make_lm, tmp_path, family, change):
+    lm = make_lm(family, "target")
+    delta = everywhere(lm, change)
+    assert {part for _, part in delta.changes} >= {*LINEAR, "input_norm", "embed", "unembed", "final_norm"}
+    with lm.loaded() as model:
+        before = logits(model)
+        with injected(model, delta):
+            hooked = logits(model)
+        assert torch.equal(logits(model), before)
+    assert (hooked - before).abs().max() > 0.1
+    with lm.private() as model:
+        write_(model, delta)
+        torch.testing.assert_close(logits(model), hooked, rtol=1e-4, atol=2e-4)
+    export(delta, lm, tmp_path / "out")
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=1e-4, atol=2e-4
+    )
+    LM(tmp_path / "out").check()
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_every_part_alone_reaches_its_own_rows(make_lm, family):
+    """A part that shares a matrix changes no row of the others."""
+    lm = make_lm(family, "target")
+    for part in LINEAR:
+        delta = everywhere(lm, "dense", [part])
+        with lm.private() as model:
+            before = {name: w.clone() for name, w in model.state_dict().items()}
+            write_(model, delta)
+            (name,) = {lm.family.tensor(1, part)}
+            difference = model.state_dict()[name] - before[name]
+            assert [n for n, w in model.state_dict().items() if not torch.equal(w, before[n])] == [name]
+        rows = lm.family.rows(part, lm.dims)
+        torch.testing.assert_close(difference[rows], delta.changes[1, part].values, rtol=0, atol=1e-6)
+        difference[rows] = 0
+        assert not difference.any()
+        torch.testing.assert_close(lm.part(1, part), before[name][rows])
+
+
+@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_lens_at_the_last_layer_gives_the_models_own_logits(make_lm, family, tied):
+    lm = make_lm(family, "target", tie_word_embeddings=tied)
+    task = make_task()
+    (ids,) = encode_answers(lm, task.split("extract")[:1], "plain")
+    with lm.loaded() as model, torch.no_grad():
+        own = model(torch.tensor([ids[:-1]])).logits[0, -1]
+        state = walk(model, ids)["h"]
+        scaled = state * torch.rsqrt(state.pow(2).mean() + lm.dims.norm_eps)
+        lens = lens_of(model, lm, 1 << 24)
+        torch.testing.assert_close(lens.capped(lens.rows(slice(None)) @ scaled), own, rtol=1e-4, atol=1e-4)
+        found = lens.logprob(scaled[None], torch.tensor([ids[-1]]))
+        torch.testing.assert_close(found[0], own.log_softmax(-1)[ids[-1]], rtol=1e-4, atol=1e-5)
+        hidden = model.model(torch.tensor([ids[:-1]]))[0]
+        assert torch.equal(logits_of(model, lm, hidden)[0, -1], own.float())
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_writes_of_all_neurons_add_up_to_what_the_block_writes(make_lm, family):
+    """The linearisation behind a norm of the block's output: nothing is lost, nothing counted twice."""
+    from pkt.extract.attribution import AttributionConfig, _visit, values_of
+
+    lm = make_lm(family, "target")
+    batch = encode_answers(lm, make_task().split("extract"), "plain")
+    with lm.loaded() as model, torch.no_grad():
+        for site in _visit(model, lm, batch, AttributionConfig()):
+            for kind in KINDS:
+                for layer in range(lm.dims.layers):
+                    total = values_of(model, lm, kind, layer).float() @ site.act[kind][layer]
+                    torch.testing.assert_close(total, site.write[kind][layer], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "phi3"])
+def test_adapters_of_any_low_rank_delta_load_in_peft_and_come_back(make_lm, tmp_path, family):
+    lm = make_lm(family, "target")
+    parts = [everywhere(lm, "rows", ["v", "up"]), everywhere(lm, "columns", ["o", "down", "q"]), everywhere(lm, "low rank", ["k", "gate"])]  # fmt: skip
+    delta = Delta({key: change for part in parts for key, change in part.changes.items()})
+    export_adapter(delta, lm, tmp_path / "adapter")
+    with lm.loaded() as model, injected(model, delta):
+        wanted = logits(model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(lm.name), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(model), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(model.merge_and_unload()), wanted, rtol=1e-3, atol=1e-3)
+    found = read_adapter(tmp_path / "adapter", lm)
+    assert {part for _, part in found.changes} == {lm.family.whole(part) for part in LINEAR}
+    with lm.loaded() as model, injected(model, found):
+        torch.testing.assert_close(logits(model), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("name", ["lora", "pissa", "seeking"])
+def test_the_delta_of_a_trained_adapter_is_the_trained_model(make_lm, monkeypatch, family, name):
+    """Embeddings too, which Gemma scales behind the matrix."""
+    source, target, trained = make_lm("llama", "source"), make_lm(family, "target"), {}
+    real = lora_module.finetune
+
+    def finetune(model, *args):
+        history = real(model, *args)
+        model.eval()
+        trained["logits"] = logits(model)
+        model.train()
+        return history
+
+    monkeypatch.setattr(lora_module, "finetune", finetune)
+    more = {"parts": ["o", "down"]} if (family, name) == ("phi3", "seeking") else {}
+    if name == "seeking" and family.startswith("gemma"):
+        more = {"parts": ["gate", "up", "down"]}  # its heads are wider than the source's
+    delta = run(name, source, target, lr=3e-2, **more)
+    assert (None, "embed") in delta.changes
+    with target.loaded() as model:
+        before = logits(model)
+        with injected(model, delta):
+            found = logits(model)
+    assert (found - before).abs().max() > 0.01
+    torch.testing.assert_close(found, trained["logits"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def twins(make_lm, tmp_path_factory):
+    """A tiny Phi-3 and the Mistral with the same weights, each part in a matrix of its own: role -> (phi3, mistral)."""
+
+    def make(role):
+        phi3, folder = make_lm("phi3", role), tmp_path_factory.mktemp(f"twin-{role}")
+        sizes, width = tiny_models.SOURCE if role == "source" else tiny_models.TARGET, phi3.dims.head_dim
+        q, kv, ffn = (
+            sizes["num_attention_heads"] * width,
+            sizes["num_key_value_heads"] * width,
+            sizes["intermediate_size"],
+        )
+        tensors = {}
+        for name, w in load_file(Path(phi3.name) / "model.safetensors").items():
+            if "qkv_proj" in name:
+                pieces = zip(("q_proj", "k_proj", "v_proj"), w.split([q, kv, kv]), strict=True)
+                tensors |= {name.replace("qkv_proj", piece): t.clone() for piece, t in pieces}
+            elif "gate_up_proj" in name:
+                pieces = zip(("gate_proj", "up_proj"), w.split([ffn, ffn]), strict=True)
+                tensors |= {name.replace("gate_up_proj", piece): t.clone() for piece, t in pieces}
+            else:
+                tensors[name] = w
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((Path(phi3.name) / "config.json").read_text())
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        for field in ("resid_pdrop", "embd_pdrop", "original_max_position_embeddings"):
+            config.pop(field)
+        config["rope_parameters"].pop("partial_rotary_factor")
+        (folder / "config.json").write_text(json.dumps(config))
+        phi3.tokenizer.save_pretrained(folder)
+        return phi3, LM(folder, device="cpu")
+
+    return {role: make(role) for role in ("source", "target")}
+
+
+def test_the_twins_say_the_same(twins):
+    for phi3, other in twins.values():
+        with phi3.loaded() as one, other.loaded() as two:
+            torch.testing.assert_close(logits(one), logits(two), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOCATORS.names())
+def test_every_locator_scores_fused_parts_as_parts_of_their_own(twins, name):
+    locator, task = LOCATORS.get(name), make_task()
+    for phi3, other in twins.values():
+        one, two = (scores_by(locator, lm, task.split("extract"), "plain", per_example=True) for lm in (phi3, other))
+        for kind in KINDS:
+            largest = float(two.neurons[kind].abs().max())
+            torch.testing.assert_close(one.neurons[kind], two.neurons[kind], rtol=1e-3, atol=1e-4 * largest)
+            torch.testing.assert_close(one.layers[kind], two.layers[kind], rtol=1e-3, atol=1e-4 * largest)
+
+
+def test_slices_noise_and_shuffles_are_those_of_the_part(twins):
+    phi3, other = twins["source"]
+    lines = {0: [3, 1, 15], 2: [0, 9, 9]}
+    for part in PARTS:
+        for make in (lambda lm: lm, lambda lm: RandomSource(lm, 4), lambda lm: ShuffledSource(lm, 4)):
+            one, two = (make(lm).slices(part, lines) for lm in (phi3, other))
+            assert all(torch.equal(one[layer], two[layer]) for layer in lines)
+    for part in LINEAR:
+        assert torch.equal(phi3.part(1, part), other.part(1, part))
+        assert phi3.shape(1, part) == other.shape(1, part)
+    with pytest.raises(ShapeError, match=r"v in .*qkv_proj.weight has 16 lines, asked for 16"):
+        phi3.slices("v", {0: [16]})
+
+
+@pytest.mark.parametrize("alignment", ["language", "activations", "moments"])
+def test_laten_and_direct_give_the_same_deltas(twins, alignment):
+    """Every objective of LaTen; phi3 as source and as target."""
+    (large, large_twin), (small, small_twin) = twins["source"], twins["target"]
+    one, two = (
+        laten_transfer(s, t, transfer_rate=0.3, alignment=alignment)
+        for s, t in ((large, small), (large_twin, small_twin))
+    )
+    assert one.changes.keys() == two.changes.keys()
+    for key, change in one.changes.items():
+        assert torch.equal(change.index, two.changes[key].index)
+        torch.testing.assert_close(change.values, two.changes[key].values, rtol=1e-2, atol=1e-4)
+    if alignment == "moments":
+        for mode in ("replace", "add"):
+            one, two = (direct_transfer(s, t, mode=mode) for s, t in ((large, small), (large_twin, small_twin)))
+            assert one.norm() > 0
+            for key, change in one.changes.items():
+                assert torch.equal(change.index, two.changes[key].index)
+                assert torch.equal(change.values, two.changes[key].values)
+        scores = [(attribute(s, make_task().split("extract"), "plain"), attribute(t, make_task().split("extract"), "plain")) for s, t in ((large, small),)]  # fmt: skip
+        at = locate(large, small, scores[0], {"ffn": 6, "attention": 6})
+        ours, theirs = goal_maker(large, small)(at), goal_maker(large_twin, small_twin)(at)
+        for key, goal in ours.items():
+            torch.testing.assert_close(goal.unit, theirs[key].unit)
+            torch.testing.assert_close(goal.moments, theirs[key].moments)
+
+
+def test_blocks_of_a_source_that_shares_matrices(twins, make_lm):
+    (phi3, other), target, task = twins["source"], make_lm("llama", "target"), make_train_task()
+    keys = lora_module.adapted(target, lora_module.LoraConfig(embeddings=False))
+    one, two = (find_blocks(lm, target, keys, task.split("extract"), "plain") for lm in (phi3, other))
+    assert one.corners == two.corners
+    torch.testing.assert_close(one.layers, two.layers, rtol=1e-4, atol=1e-4)
+    delta, same = (run("seeking", lm, target) for lm in (phi3, other))
+    for key, change in delta.changes.items():
+        torch.testing.assert_close(change.entries(), same.changes[key].entries(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_shared_matrix_cannot_do_is_refused_by_name(make_lm):
+    source, target = make_lm("llama", "source"), make_lm("phi3", "target")
+    for name in ("seeking", "random_init"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"q\+k\+v share one matrix in phi3.*method.parts=\[\"o\", \"down\"\]"
+        ):
+            run(name, source, target)
+    with pytest.raises(
+        ConfigError, match=r"gate\+up share one matrix in phi3.*method.parts lacks gate; name all of them"
+    ):
+        run("lora", source, target, parts=["up", "down"])
+    run("seeking", make_lm("phi3", "source"), make_lm("llama", "target"), parts=["v", "up"])
+
+
+def test_gemma_3_with_vision_is_refused_with_what_to_do():
+    from transformers import Gemma3Config, MixtralConfig
+
+    with pytest.raises(UnsupportedModelError, match=r"big: architecture 'gemma3' is not supported.*Gemma3ForCausalLM"):
+        family_of(Gemma3Config(), "big")
+    with pytest.raises(UnsupportedModelError, match=r"big: architecture 'mixtral'.*experts.*dense"):
+        family_of(MixtralConfig(), "big")
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma2", "num_experts", 4),
+        ("phi3", "pretraining_tp", 2),
+        ("llama", "final_logit_softcapping", 30.0),
+        ("llama", "query_pre_attn_scalar", 20),
+    ],
+)
+def test_a_field_that_could_matter_is_refused_in_any_family(make_lm, family, field, value):
+    config = make_lm(family, "target").config
+    config = type(config).from_dict({**config.to_dict(), field: value})
+    with pytest.raises(UnsupportedModelError, match=f"tiny: the config sets {field}={value}"):
+        family_of(config, "tiny")
+    assert dims_of(config) == make_lm(family, "target").dims
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (("llama", "llama3"), ("qwen2", "chatml")),
+        (("gemma2", "gemma"), ("llama", "llama3")),
+        (("llama", "brackets"), ("phi3", "chatml")),
+        (("phi3", "chatml"), ("gemma3_text", "gemma")),
+    ],
+    ids=lambda pair: pair[0],
+)
+def test_laten_works_across_tokenizers_and_families(make_lm, tmp_path, pair):
+    (source, words), (target, others) = pair
+    source, target = make_lm(source, "source", speaks=words), make_lm(target, "target", speaks=others)
+    assert source.tokenizer.get_vocab() != target.tokenizer.get_vocab()
+    from pkt.methods.laten import LatenConfig, laten
+
+    cfg = LatenConfig(init="fan_in", lr=1e-2, norm_weight=1.0, steps=4, schedule_steps=4, transfer_rate=0.3)
+    delta = laten(source, target, make_task(), cfg, gen(), style="chat_template")
+    losses = [h["cross_entropy"] for h in delta.provenance["history"]]
+    assert losses[-1] < losses[0]
+    with target.loaded() as model, injected(model, delta):
+        hooked = logits(model)
+    export(delta, target, tmp_path / "out")
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=1e-4, atol=2e-4
+    )
+    with pytest.raises(UnsupportedModelError, match="alignment on activations needs equal token maps"):
+        laten(
+            source,
+            target,
+            make_task(),
+            cfg.model_copy(update={"alignment": "activations"}),
+            gen(),
+            style="chat_template",
+        )
