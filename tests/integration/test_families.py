@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from pkt.align import lora as lora_module
 from pkt.align.moments import goal_maker
 from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
+from pkt.evaluation.harness import score
 from pkt.extract.attribution import attribute, lens_of
 from pkt.extract.blocks import find_blocks
 from pkt.extract.location import locate
@@ -31,10 +33,14 @@ from pkt.inject.adapter import export_adapter, read_adapter
 from pkt.inject.apply import injected, write_
 from pkt.inject.delta import Delta, Dense, Lines, LowRank
 from pkt.inject.export import export
+from pkt.inject.untie import untie
+from pkt.methods import METHODS
 from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import FAMILIES, KINDS, LINEAR, PARTS, dims_of, family_of
 from pkt.models.lm import LM
 from pkt.models.parts import logits as logits_of
+from pkt.tasks.base import Task
+from pkt.tasks.prompts import encode_prompt
 
 NAMES = list(FAMILIES)
 IDS = torch.arange(3, 23).view(2, 10)
@@ -315,10 +321,35 @@ def test_what_a_shared_matrix_cannot_do_is_refused_by_name(make_lm):
 def test_gemma_3_with_vision_is_refused_with_what_to_do():
     from transformers import Gemma3Config, MixtralConfig
 
-    with pytest.raises(UnsupportedModelError, match=r"big: architecture 'gemma3' is not supported.*Gemma3ForCausalLM"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"big: architecture 'gemma3' is not supported.*docs/methods.md, section 16"
+    ):
         family_of(Gemma3Config(), "big")
     with pytest.raises(UnsupportedModelError, match=r"big: architecture 'mixtral'.*experts.*dense"):
         family_of(MixtralConfig(), "big")
+
+
+def test_the_documented_lines_make_its_text_model(tokenizer, tmp_path, capfd):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = Gemma3TextConfig(vocab_size=len(tokenizer), head_dim=8, **tiny_models.TARGET)
+    config = Gemma3Config(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4, image_token_index=9
+    )
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    (lines,) = [block for block in page.split("```python\n") if "Gemma3ForConditionalGeneration" in block]
+    exec(lines.split("```")[0], {"MODEL": tmp_path / "whole", "DIR": tmp_path / "text"})
+    lm = LM(tmp_path / "text", device="cpu")
+    lm.check()
+    with lm.loaded() as model:
+        torch.testing.assert_close(logits(model), logits(whole))
+    assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize(
@@ -374,3 +405,43 @@ def test_laten_works_across_tokenizers_and_families(make_lm, tmp_path, pair):
             gen(),
             style="chat_template",
         )
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text", "phi3"])
+def test_an_untied_copy_says_the_same(make_lm, tmp_path, family):
+    tied = make_lm(family, "target", tie_word_embeddings=True)
+    untie(tied, tmp_path / "apart")
+    apart = LM(tmp_path / "apart", device="cpu")
+    apart.check()
+    with tied.loaded() as one, apart.loaded() as two:
+        assert torch.equal(logits(one), logits(two))
+
+
+def test_gkd_distils_capped_logits_into_shared_matrices(make_lm):
+    source, target = make_lm("gemma2", "source"), make_lm("phi3", "target")
+    method = METHODS.get("gkd")
+    cfg = method.config(epochs=1, batch_size=2, micro_batch=2, max_new_tokens=4, lr=1e-3, lmbda=0.0)
+    delta = method(source, target, make_train_task(), cfg, gen(), style="plain")
+    assert {part for _, part in delta.changes} >= {"q+k+v", "gate+up", "o", "down"}
+    with target.loaded() as model:
+        before = logits(model)
+        with injected(model, delta):
+            assert (logits(model) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("words", "style"), [("llama3", "chat_template"), ("gemma", "plain"), ("chatml", "tulu"), ("brackets", "chat_template")])  # fmt: skip
+def test_what_is_scored_has_one_beginning_of_sequence(make_lm, words, style):
+    """By the harness, which tokenizes for itself."""
+    lm = make_lm("llama", "target", speaks=words)
+    task, read = make_task(), []
+    short = Task("tiny", replace(task.format, max_new_tokens=2), task.split, "test")
+    with lm.loaded() as model:
+        handle = model.model.register_forward_pre_hook(
+            lambda _m, _a, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+        )
+        score(model, lm.tokenizer, short, style=style)
+        handle.remove()
+    rows = [[i for i in row if i != lm.tokenizer.pad_token_id] for row in read[0].tolist()]
+    want = [encode_prompt(e, style, lm.tokenizer, prefix=task.format.prefix) for e in task.split("test")]
+    assert sorted(rows) == sorted(want)
+    assert all(row.count(lm.tokenizer.bos_token_id) == (words != "chatml") for row in rows)

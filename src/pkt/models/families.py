@@ -128,8 +128,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 REFUSED = {
-    "gemma3": "it reads images too, and its text model has other names on disk than in memory; save the text model by itself, "
-    "`transformers.Gemma3ForCausalLM.from_pretrained(MODEL).save_pretrained(DIR)`, copy the tokenizer, and use DIR",
+    "gemma3": "it reads images too, and its tensors have other names on disk than in memory; save its text model by itself (the lines "
+    "are in docs/methods.md, section 16) and use that",
     "mixtral": "its experts are no linear maps of their own; use a dense model",
     "qwen2_moe": "its experts are no linear maps of their own; use a dense model",
     "qwen3_moe": "its experts are no linear maps of their own; use a dense model",
