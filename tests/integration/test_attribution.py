@@ -95,10 +95,13 @@ def one_by_one(lm, example):
         return {k: torch.stack(v) for k, v in layers.items()}, {k: torch.stack(v) for k, v in neurons.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("role", ["source", "target"])
-def test_equals_the_one_neuron_loop(make_lm, family, role):
-    lm = make_lm(family, role)
+BIASED = [("llama", {"attention_bias": True, "mlp_bias": True}), ("gemma2", {"attention_bias": True})]
+
+
+@pytest.mark.parametrize(("family", "more"), [*((family, {}) for family in FAMILIES), *BIASED])
+def test_equals_the_one_neuron_loop(make_lm, family, more):
+    role = "target" if family in ("mistral", "qwen3", "gemma") else "source"
+    lm = make_lm(family, role, **more)
     found = attribute(lm, EXAMPLES, "plain", per_example=True)
     for e, example in enumerate(EXAMPLES):
         layers, neurons = one_by_one(lm, example)

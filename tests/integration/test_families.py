@@ -36,7 +36,7 @@ from pkt.inject.export import export
 from pkt.inject.untie import untie
 from pkt.methods import METHODS
 from pkt.models.controls import RandomSource, ShuffledSource
-from pkt.models.families import FAMILIES, KINDS, LINEAR, PARTS, dims_of, family_of
+from pkt.models.families import BIAS, FAMILIES, KINDS, LINEAR, PARTS, dims_of, family_of
 from pkt.models.lm import LM
 from pkt.models.parts import logits as logits_of
 from pkt.tasks.base import Task
@@ -74,6 +74,7 @@ def everywhere(lm, change, parts=None):
     keys = [(1, part) for part in names if lm.family.tensor(1, part) in lm.checkpoint.files]
     if parts is None:
         keys += [(None, "embed"), (None, "unembed"), (None, "final_norm")]
+        keys += [(1, p + BIAS) for p in LINEAR if lm.family.tensor(1, p + BIAS) in lm.checkpoint.files]
     return Delta({key: some(change, lm.shape(*key), gen(i)) for i, key in enumerate(keys)})
 
 
@@ -101,6 +102,22 @@ def test_hooked_written_and_exported_logits_are_equal(make_lm, tmp_path, family,
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=1e-4, atol=2e-4
     )
     LM(tmp_path / "out").check()
+
+
+def test_biases_are_changed_and_exported_and_no_adapter_holds_them(make_lm, tmp_path):
+    lm = make_lm("gemma2", "target", attention_bias=True)
+    delta = everywhere(lm, "dense")
+    biases = Delta({key: change for key, change in delta.changes.items() if key[1].endswith(BIAS)})
+    assert {part for _, part in biases.changes} == {"q_bias", "k_bias", "v_bias", "o_bias"}
+    with lm.loaded() as model, injected(model, biases):
+        hooked = logits(model)
+    export(biases, lm, tmp_path / "out")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(made), hooked, rtol=1e-4, atol=2e-4)
+    with pytest.raises(
+        UnsupportedModelError, match=r"changes model.layers.1.self_attn.q_proj.bias, which a LoRA adapter cannot hold"
+    ):
+        export_adapter(biases, lm, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("family", NAMES)
