@@ -1,17 +1,26 @@
-"""The command line on pairs of two families with two tokenizers."""
+"""LaTen and the command line on pairs of two families with two tokenizers."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
 import torch
 from run_folders import weights
+from test_families import logits
+from test_laten import gen, make_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pkt.errors import UnsupportedModelError
+from pkt.evaluation.harness import score
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
+from pkt.inject.export import export
+from pkt.methods.laten import LatenConfig, laten
+from pkt.tasks.base import Task
+from pkt.tasks.prompts import encode_prompt
 
 CHAT = "chat_template"
 
@@ -106,3 +115,56 @@ def test_gkd_refuses_other_tokens(pkt, recipe, make_lm, shared_data, tmp_path):
     assert done.code == 2
     assert "gkd needs equal token maps" in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (("llama", "llama3"), ("qwen2", "chatml")),
+        (("gemma2", "gemma"), ("llama", "llama3")),
+        (("llama", "brackets"), ("phi3", "chatml")),
+        (("phi3", "chatml"), ("gemma3_text", "gemma")),
+    ],
+    ids=lambda pair: pair[0],
+)
+def test_laten_works_across_tokenizers_and_families(make_lm, tmp_path, pair):
+    (source, words), (target, others) = pair
+    source, target = make_lm(source, "source", speaks=words), make_lm(target, "target", speaks=others)
+    assert source.tokenizer.get_vocab() != target.tokenizer.get_vocab()
+    cfg = LatenConfig(init="fan_in", lr=1e-2, norm_weight=1.0, steps=4, schedule_steps=4, transfer_rate=0.3)
+    delta = laten(source, target, make_task(), cfg, gen(), style="chat_template")
+    losses = [h["cross_entropy"] for h in delta.provenance["history"]]
+    assert losses[-1] < losses[0]
+    with target.loaded() as model, injected(model, delta):
+        hooked = logits(model)
+    export(delta, target, tmp_path / "out")
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=1e-4, atol=2e-4
+    )
+    with pytest.raises(UnsupportedModelError, match="alignment on activations needs equal token maps"):
+        laten(
+            source,
+            target,
+            make_task(),
+            cfg.model_copy(update={"alignment": "activations"}),
+            gen(),
+            style="chat_template",
+        )
+
+
+@pytest.mark.parametrize(("words", "style"), [("llama3", "chat_template"), ("gemma", "plain"), ("chatml", "tulu"), ("brackets", "chat_template")])  # fmt: skip
+def test_what_is_scored_has_one_beginning_of_sequence(make_lm, words, style):
+    """By the harness, which tokenizes for itself."""
+    lm = make_lm("llama", "target", speaks=words)
+    task, read = make_task(), []
+    short = Task("tiny", replace(task.format, max_new_tokens=2), task.split, "test")
+    with lm.loaded() as model:
+        handle = model.model.register_forward_pre_hook(
+            lambda _m, _a, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+        )
+        score(model, lm.tokenizer, short, style=style)
+        handle.remove()
+    rows = [[i for i in row if i != lm.tokenizer.pad_token_id] for row in read[0].tolist()]
+    want = [encode_prompt(e, style, lm.tokenizer, prefix=task.format.prefix) for e in task.split("test")]
+    assert sorted(rows) == sorted(want)
+    assert all(row.count(lm.tokenizer.bos_token_id) == (words != "chatml") for row in rows)
