@@ -16,7 +16,7 @@ from pkt.files import write_json
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.stages import key_of
 from pkt.tasks.base import SPLITS, Task, fingerprint
-from pkt.tasks.contamination import RUN, Overlap, TestSet, overlaps, split_of, test_set_of
+from pkt.tasks.contamination import RUN, Overlap, TestSet, numbered, overlaps, split_of, test_set_of
 from pkt.tasks.folder import Folder, found_file, home, test_file
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.jsonl import read_jsonl
@@ -71,6 +71,10 @@ def contamination(task: Task, data: str | Path | None) -> dict[str, Any]:
         data: the folder; None means the hub, and the task's own test set alone.
     """
     splits = [split_of(name, task.format.name, examples) for name, examples in _splits(task, data)]
+    all_tasks = found_file(Path(data) / "test" / "mbpp", "mbpp.jsonl") if data and home(task.name) == "mbpp" else None
+    if all_tasks is not None:
+        known = test_set_of("mbpp", "mbpp", examples_of(read_jsonl(all_tasks), FORMATS["mbpp"].from_test, []))
+        splits = [numbered(split, known) for split in splits]
     found: list[Overlap] = []
     unread = {}
     for name, test in _test_sets(task, data):

@@ -107,7 +107,7 @@ def compared_texts(name: str, example: Example) -> Texts:
     prompt, answer = (text.replace("\r\n", "\n") for text in (example.prompt, example.answer))
     whole = f"{prompt}\n{example.response}".replace("\r\n", "\n")
     named, inside = _PARTS[name](prompt, answer)
-    if number := re.fullmatch(r"mbpp(?:_plus)?[/_](\d+)", example.id):
+    if number := re.fullmatch(r"(?i:mbpp)(?:_plus)?[/_](\d+)", example.id):
         named[NUMBER] = number[1]
     return Texts(example.id, {what: text.strip() for what, text in named.items() if text.strip()}, whole, inside)
 
@@ -184,6 +184,20 @@ class TestSet:
 def split_of(name: str, task: str, examples: Iterable[Example]) -> Split:
     """A split of a task."""
     return Split(name, [compared_texts(task, e) for e in examples])
+
+
+def numbered(split: Split, tasks: TestSet) -> Split:
+    """A split of MBPP with the task ids of its rows, which the published splits leave out, from all tasks by text and code."""
+    known = {_text_and_code(task): task.named[NUMBER] for task in tasks.items if NUMBER in task.named}
+    rows = [
+        replace(row, named={NUMBER: known[_text_and_code(row)], **row.named}) if _text_and_code(row) in known else row
+        for row in split.rows
+    ]
+    return Split(split.name, rows)
+
+
+def _text_and_code(texts: Texts) -> tuple[str, str]:
+    return normalised(texts.named.get(QUESTION, "")), normalised(texts.named.get(CODE, ""))
 
 
 def test_set_of(name: str, task: str, examples: Iterable[Example]) -> TestSet:
