@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from pkt.tasks.folder import Rows, test_rows
 from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.reading import Dropped, examples_of
+from pkt.tasks.shots import worked_on_hub
 
 DEALT = {"extract": 20, "align": 80, "valid": 100, "train": 1000}
 SECONDS = 10
@@ -92,6 +93,13 @@ class Hub:
                 f"{self.form.name}: {table.path} has a test split only and no {name}; give a folder with --set task.data=DIR"
             )
         return self._dealt(self.form, table)[name]
+
+    def worked(self) -> Sequence[Example]:
+        """The worked examples that may stand before a question."""
+        return worked_on_hub(
+            self.form,
+            lambda: examples_of(read_table(HUB[self.form.name], "dev"), self.form.from_test, self.dropped),
+        )
 
     def _test(self) -> list[Example]:
         if "test" not in self._read:

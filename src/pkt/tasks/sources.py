@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 from pkt.errors import ConfigError, DataError
@@ -16,6 +15,7 @@ from pkt.tasks.folder import Folder, home
 from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.reading import Dropped
+from pkt.tasks.shots import worked_in
 
 NANO_TOKENS = 32
 """Nano answers are at most this long."""
@@ -52,18 +52,26 @@ def task(name: str, data: str | Path | None = None) -> Task:
             raise ConfigError(
                 f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data"
             )
-        form = replace(FORMATS[name.removeprefix("nano/")], max_new_tokens=NANO_TOKENS, stop=())
+        form = FORMATS[name.removeprefix("nano/")].one_style(max_new_tokens=NANO_TOKENS)
         return Task(name, form, lambda split: _nano(form, split), "nano", _nano_wordings)
     form = FORMATS[name]
     dropped: list[Dropped] = []
     if data is None:
         from pkt.tasks.hub import HUB, Hub
 
-        return Task(name, form, Hub(form, dropped).split, f"hub {HUB[name].path}", dropped=dropped)
+        hub = Hub(form, dropped)
+        return Task(name, form, hub.split, f"hub {HUB[name].path}", worked=hub.worked, dropped=dropped)
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise DataError(f"task.data: no folder {folder}; expected splits/{home(name)}/ and test/{home(name)}/ in it")
-    return Task(name, form, Folder(form, folder, dropped).split, str(folder), dropped=dropped)
+    return Task(
+        name,
+        form,
+        Folder(form, folder, dropped).split,
+        str(folder),
+        worked=lambda: worked_in(form, folder),
+        dropped=dropped,
+    )
 
 
 def _nano(form: Format, split: str) -> list[Example]:
