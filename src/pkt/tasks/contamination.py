@@ -193,14 +193,15 @@ def _shared_runs(splits: Sequence[Split], test: TestSet) -> list[list[str]]:
     ]
 
 
-def repeats(task: str, examples: Sequence[Example], test: str, items: Sequence[Example]) -> dict[int, str]:
-    """Which examples of a task are items of a test set: number to reason."""
+def repeats(task: str, examples: Sequence[Example], test: str, items: Sequence[Example]) -> dict[int, Dropped]:
+    """Which examples of a task are items of a test set, by number, with what they repeat."""
     rows = Split(task, [replace(compared_texts(task, e), id=str(i)) for i, e in enumerate(examples)])
     (found,) = overlaps([rows], test_set_of(test, test, items), runs=False)
-    reasons: dict[int, str] = {}
+    reasons: dict[int, Dropped] = {}
     for match in found.same:
-        how = "equal" if match.exact else "equal but for other signs than letters and digits"
-        reasons.setdefault(int(match.id), f"test item {match.test_ids[0]} of {test}: {match.what} {how}")
+        i, how = int(match.id), "exact" if match.exact else "normalised"
+        row = Dropped(task, examples[i].id, f"a test item of {test}: {match.what}, {how}", match.test_ids[0])
+        reasons.setdefault(i, row)
     return reasons
 
 
@@ -212,13 +213,13 @@ def without_repeats(
     Args:
         dropped: takes down the others, with the reason.
     """
-    reasons: dict[int, str] = {}
+    left_out: dict[int, Dropped] = {}
     for name, items in tests.items():
-        reasons = repeats(task, examples, name, items) | reasons
+        left_out = repeats(task, examples, name, items) | left_out
     seen: dict[tuple[str, str], str] = {}
     names = SAME.get(task)
     for i, example in enumerate(examples):
-        if i in reasons:
+        if i in left_out:
             continue
         named = compared_texts(task, example).named
         keys = [(what, normalised(text) or text) for what, text in named.items() if names is None or what in names]
@@ -226,6 +227,6 @@ def without_repeats(
         if again is None:
             seen |= dict.fromkeys(keys, example.id)
         else:
-            reasons[i] = f"row {seen[again]} again: same {again[0]}"
-    dropped += [Dropped(examples[i].id, examples[i].id, reason) for i, reason in sorted(reasons.items())]
-    return [example for i, example in enumerate(examples) if i not in reasons]
+            left_out[i] = Dropped(task, example.id, f"another row again: {again[0]}", seen[again])
+    dropped += [row for _, row in sorted(left_out.items())]
+    return [example for i, example in enumerate(examples) if i not in left_out]

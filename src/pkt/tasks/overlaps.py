@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def report(
         "compared": HOW,
         "overlaps": [overlap.record() for overlap in found],
         "unread": unread,
-        "dropped": [{"where": row.where, "id": row.id, "reason": row.reason} for row in dropped],
+        "dropped": [asdict(row) for row in dropped],
     }
 
 
