@@ -53,7 +53,9 @@ def execution_of(allowed: bool, unsafe: bool) -> Execution:
     from pkt.evaluation.execution import Execution
 
     if unsafe and not allowed:
-        raise ConfigError("--unsafe-no-sandbox says how programs are run, not that they are; add --allow-code-execution")
+        raise ConfigError(
+            "--unsafe-no-sandbox says how programs are run, not that they are; add --allow-code-execution"
+        )
     return Execution(allowed, not unsafe)
 
 
@@ -76,9 +78,7 @@ def run_of(recipe: str, folder: Path, overrides: list[str] | None, device: str, 
     return Run(asked, folder, machine_of(device, batch_size))
 
 
-def resumed(
-    folder: Path, device: str, batch_size: int = 64, allow_code: bool = False, no_sandbox: bool = False
-) -> Run:
+def resumed(folder: Path, device: str, batch_size: int = 64, allow_code: bool = False, no_sandbox: bool = False) -> Run:
     """The run that a folder holds."""
     from pkt.run import Run
 

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from pkt.cli.options import AllowCode, Batch, Device, Folder, NoSandbox, Out, RecipeArg, Set, machine_of, resumed, run_of
+from pkt.cli.options import (
+    AllowCode,
+    Batch,
+    Device,
+    Folder,
+    NoSandbox,
+    Out,
+    RecipeArg,
+    Set,
+    machine_of,
+    resumed,
+    run_of,
+)
 from pkt.console import out, say, show_certificate, show_run
 from pkt.files import locked
 from pkt.listing import table
