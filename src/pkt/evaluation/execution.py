@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pkt.errors import SandboxError
 from pkt.evaluation import sandbox
 from pkt.tasks.base import Example, Task
-from pkt.tasks.code import completed
+from pkt.tasks.programs import completed
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from pkt.errors import DataError
 from pkt.tasks.base import UNLABELLED, Example
 from pkt.tasks.format import Format, Row, field
+from pkt.tasks.instructions import reader_in
 from pkt.tasks.jsonl import read_jsonl
 from pkt.tasks.reading import Dropped, examples_of
 
@@ -113,7 +114,7 @@ class Folder:
         names = TEST_FILES.get(self.form.name, ("test.jsonl",))
         path = test_file(self.folder, self.form.name)
         path = path or self.folder / "test" / home(self.form.name) / names[0]
-        return self._read(path, self.form.from_test, test=True)
+        return self._read(path, reader_in(self.form, self.folder), test=True)
 
     def _read(self, path: Path, read: Callable[[Row, str], Example], *, test: bool = False) -> list[Example]:
         rows = read_jsonl(path)

@@ -20,6 +20,7 @@ from pkt.tasks.contamination import without_repeats
 from pkt.tasks.folder import Rows, test_rows
 from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
+from pkt.tasks.instructions import reader_with
 from pkt.tasks.reading import Dropped, examples_of
 from pkt.tasks.shots import worked_on_hub
 
@@ -60,6 +61,9 @@ HUB = {
         "train",
     ),
 }
+
+INSTRUCTIONS = Table("bigcode/humanevalpack", ("python",))
+"""HumanEvalPack's, for HumanEval."""
 
 
 class Hub:
@@ -103,8 +107,8 @@ class Hub:
 
     def _test(self) -> list[Example]:
         if "test" not in self._read:
-            rows = read_hub(self.form.name)
-            self._read["test"] = examples_of(rows, self.form.from_test, self.dropped)
+            read = reader_with(self.form, lambda: read_table(INSTRUCTIONS, "test"))
+            self._read["test"] = examples_of(read_hub(self.form.name), read, self.dropped)
         return self._read["test"]
 
     def _dealt(self, form: Format, table: Table) -> dict[str, list[Example]]:

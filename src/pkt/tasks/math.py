@@ -11,6 +11,8 @@ appendix D), and one sentence that asks for the box, without which a model that 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 from pkt.errors import DataError
 from pkt.tasks.base import Example
@@ -93,4 +95,19 @@ def _math_test(row: Row, where: str) -> Example:
     )
 
 
-MATH = Format("math", PREFIX, _math_answer, _math_test, grade_math, stop=(NEXT_PROBLEM,), max_new_tokens=MAX_NEW_TOKENS)
+def _shown(example: Example, shots: Sequence[Example]) -> Example:
+    """The head once, the worked problems with their solutions, and the question, as Minerva's prompt has them."""
+    worked = [f"{shot.prompt.removeprefix(HEAD)}\n{shot.response}" for shot in shots]
+    return replace(example, prompt=HEAD + "\n\n".join([*worked, example.prompt.removeprefix(HEAD)]))
+
+
+MATH = Format(
+    "math",
+    PREFIX,
+    _math_answer,
+    _math_test,
+    grade_math,
+    stop=(NEXT_PROBLEM,),
+    max_new_tokens=MAX_NEW_TOKENS,
+    shown=_shown,
+)
