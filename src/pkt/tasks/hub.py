@@ -43,7 +43,7 @@ class Table:
 
 HUB = {
     "gsm8k": Table("openai/gsm8k", ("main",), "train"),
-    "mmlu": Table("cais/mmlu", ("all",), "dev+validation"),
+    "mmlu": Table("cais/mmlu", ("all",), "validation"),  # dev rows stand in few-shot prompts
     "humaneval": Table("openai/openai_humaneval"),
     "mbpp": Table("google-research-datasets/mbpp", ("full",), "train"),
     "mbpp_plus": Table("evalplus/mbppplus"),
@@ -140,8 +140,11 @@ def read_hub(name: str) -> Rows:
     return test_rows(name, read_table(table, table.test), table.path)
 
 
-def read_table(table: Table, split: str) -> Rows:
+def read_table(table: Table, split: str, advice: str = "give a folder with --set task.data=DIR") -> Rows:
     """The rows of a split of a data set on the hub (or in the library's cache), with their places.
+
+    Args:
+        advice: what else a user can do; ends the message.
 
     Raises:
         DataError: it cannot be read.
@@ -156,8 +159,7 @@ def read_table(table: Table, split: str) -> Rows:
                 part = datasets.load_dataset(table.path, config, split=split)
             except Exception as e:  # the libraries below raise a dozen kinds, some without a base of their own
                 raise DataError(
-                    f"data set {table.path} could not be read from the hub or the cache ({type(e).__name__}); check the network, or give "
-                    f"a folder with --set task.data=DIR"
+                    f"data set {table.path} could not be read from the hub or the cache ({type(e).__name__}); check the network, or {advice}"
                 ) from e
             rows += [(f"{name}/{split}/{i}", dict(row)) for i, row in enumerate(part)]
     return rows
