@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ def read_table(table: Table, split: str, advice: str = "give a folder with --set
     import datasets
 
     rows: Rows = []
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     with errors_only("huggingface_hub"), errors_only("datasets"), _offline_if_unreachable(table.path):
         for config in table.configs:
             name = table.path if len(table.configs) == 1 else f"{table.path}/{config}"
