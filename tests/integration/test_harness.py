@@ -289,7 +289,7 @@ def test_what_cannot_be_graded_stops_before_any_work(model, tokenizer, ranking) 
     code = Task("humaneval", FORMATS["humaneval"], lambda split: [item], "toy")
     calls: list[int] = []
     with model.register_forward_pre_hook(lambda *_: calls.append(1)):
-        with pytest.raises(DataError, match="HumanEval/0.*sandbox"):
+        with pytest.raises(DataError, match="HumanEval/0.*cannot be graded by its text"):
             score(model, tokenizer, code, style="plain")
         with pytest.raises(DataError, match="split train is empty"):
             score(model, tokenizer, ranking, style="plain", split="train")
