@@ -18,6 +18,8 @@ CANNOT = {
     "mbpp_plus/599": "its tests add up ranges of 100,000,000 numbers, for half a minute",
 }
 """References that pass no sandbox with the protocol's 10 seconds and 1 GiB."""
+BLIND = dict.fromkeys(("mbpp_plus/737", "mbpp_plus/787", "mbpp_plus/794"), "its tests compare and assert nothing")
+"""Tasks that any function passes which raises no error: the published tests, v0.2.0, lack the assertion."""
 STEP = {"humaneval": 20, "mbpp": 97, "mbpp_plus": 126}
 """Of the sample in the normal tests."""
 
@@ -32,7 +34,7 @@ def check(name: str, examples: list[Example]) -> None:
     failed = {key: grade.detail for key, grade in grades.items() if grade != Grade(1.0, "")}
     assert failed.keys() == CANNOT.keys() & grades.keys(), failed
     grades = graded(name, [(e, code_answers.broken(e)) for e in examples if e.id not in CANNOT])
-    assert [key for key, grade in grades.items() if grade.score or not grade.detail] == []
+    assert {key for key, grade in grades.items() if grade.score or not grade.detail} == BLIND.keys() & grades.keys()
 
 
 @pytest.mark.parametrize("name", STEP)

@@ -44,7 +44,7 @@ def attack() -> Iterator[Callable[..., Outcome]]:
     mark = (1 << 20) + next(marks)
     before = len(os.listdir("/proc/self/fd"))
 
-    def run_it(code: str, tests: str = TESTS, *, seconds: int = 1) -> Outcome:
+    def run_it(code: str, tests: str = TESTS, *, seconds: int = 3) -> Outcome:
         return run(Program(code, tests, Limits(seconds=seconds, folder=mark, file=mark)))
 
     yield run_it
@@ -150,7 +150,7 @@ LONG = (
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in LIMITED])
 def test_what_has_no_end_is_ended(name: str, attack) -> None:
     code, reason = LIMITED[name]
-    outcome = attack(code)
+    outcome = attack(code, seconds=1)
     assert not outcome.passed
     assert re.match(reason, outcome.reason), outcome.reason
 
