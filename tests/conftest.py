@@ -15,6 +15,8 @@ from chat_tokenizers import chat_tokenizer
 from tiny_models import FAMILIES, SOURCE, TARGET, make_model
 from transformers import PreTrainedTokenizerFast
 
+from pkt.errors import SandboxError
+from pkt.evaluation import sandbox
 from pkt.models.lm import LM
 from pkt.nano.train import build_tokenizer
 
@@ -26,6 +28,15 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"benchmark data not found at {DATA}")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """Programs can be run in the sandbox here."""
+    try:
+        sandbox.check()
+    except SandboxError as e:
+        pytest.skip(str(e))
 
 
 @pytest.fixture(scope="session")

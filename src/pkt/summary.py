@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pkt.evaluation.statistics import summarise
+from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.nano.chance import chance
+from pkt.overlap import folder_warnings
+from pkt.protocols import protocol_of
 from pkt.report.words import changed_in_words
 from pkt.stages import flop_of
 
@@ -36,7 +39,9 @@ def write_summary(run: Run) -> dict[str, Any]:
         "reads_source": run.method.reads_source,
         "source": _model(run.source),
         "target": _model(run.target),
+        "protocol": _protocol(run),
         "scores": _scores(run),
+        "parts": by_part(run.scores.lines()) if run.task.format.name == "mmlu" and not is_nano(run.task.name) else [],
         "perplexity": _perplexity(run),
         **effort(run),
         "history": [],
@@ -45,7 +50,7 @@ def write_summary(run: Run) -> dict[str, Any]:
             {"stage": name, **{k: s[k] for k in ("seconds", "peak_memory_gib", "flop") if k in s}}
             for name, s in sorted(run.stages.records().items(), key=lambda item: _order(item[0], run))
         ],
-        "warnings": [],
+        "warnings": folder_warnings(folder),
     }
     if (folder / "delta.safetensors").is_file():
         delta = Delta.load(folder / "delta.safetensors")
@@ -53,7 +58,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         if "layers" in delta.provenance:
             summary["layers"] = delta.provenance["layers"]
         summary["delta"] = _sizes(delta, run.target)
-        summary["warnings"] = _warnings(delta, run)
+        summary["warnings"] += _warnings(delta, run)
     if (folder / "export.json").is_file():
         summary["export"] = json.loads((folder / "export.json").read_text())
     write_json(folder / "summary.json", summary)
@@ -114,6 +119,11 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     for row in rows:
         row["chance"] = chance(run.task.name, row["tier"])
     return rows
+
+
+def _protocol(run: Run) -> dict[str, Any]:
+    """How the task was asked, and the version of its prompts and grades."""
+    return {"version": run.task.format.version, **asdict(protocol_of(run.recipe, run.task))}
 
 
 def _perplexity(run: Run) -> dict[str, Any] | None:

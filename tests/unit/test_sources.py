@@ -10,8 +10,11 @@ import pytest
 
 from pkt.errors import ConfigError, DataError
 from pkt.nano import world
+from pkt.tasks import reading
 from pkt.tasks.base import SPLITS
-from pkt.tasks.sources import DEALT, TASKS, task
+from pkt.tasks.formats import FORMATS
+from pkt.tasks.hub import DEALT
+from pkt.tasks.sources import TASKS, task
 
 
 def gsm8k_row(i: int, **more: object) -> dict:
@@ -43,7 +46,7 @@ def test_unknown_task() -> None:
         task("nano/gms8k")
     with pytest.raises(ConfigError, match="embedded"):
         task("nano/gsm8k", "somewhere")
-    assert set(TASKS) == {f"{prefix}{name}" for prefix in ("", "nano/") for name in world.TASKS}
+    assert set(TASKS) == {*FORMATS, *(f"nano/{name}" for name in world.TASKS)}
 
 
 @pytest.mark.parametrize("name", world.TASKS)
@@ -86,6 +89,65 @@ def test_raw_unicode_line_ends_do_not_end_a_line(folder: Path) -> None:
     first, second = task("gsm8k", folder).split("extract")
     assert first.prompt == row["messages"][0]["content"]
     assert second.id == "gsm_2", "the last line needs no line end"
+
+
+def test_gzipped_files_with_raw_line_ends(folder: Path) -> None:
+    row = gsm8k_row(1)
+    row["messages"][0]["content"] = "one\u2028two\x85three"
+    (folder / "splits" / "gsm8k" / "extract.jsonl").unlink()
+    write(folder / "splits" / "gsm8k" / "extract.jsonl.gz", [row, gsm8k_row(2)])
+    assert [e.id for e in task("gsm8k", folder).split("extract")] == ["gsm_1", "gsm_2"]
+    assert task("gsm8k", folder).split("extract")[0].prompt == row["messages"][0]["content"]
+
+
+def test_the_raw_line_ends_of_the_public_files(data_folder: Path) -> None:
+    assert task("gsm8k", data_folder).split("align")[63].prompt.count("\u2028") == 2
+    assert "\x85" in task("mmlu", data_folder).split("align")[57].prompt
+
+
+MBPP_ROW = {"text": "Add.", "code": "def f(x):\r\n  return x", "test_list": ["assert f(1)"], "test_setup_code": ""}
+
+
+def test_the_test_set_of_mbpp_is_cut_from_all_tasks_where_there_is_no_other(tmp_path: Path) -> None:
+    whole = [{**MBPP_ROW, "task_id": i} for i in range(1, 975)]
+    write(tmp_path / "test" / "mbpp" / "mbpp.jsonl.gz", whole)
+    assert [e.id for e in task("mbpp", tmp_path).split("test")] == [f"mbpp/{i}" for i in range(11, 511)]
+    write(tmp_path / "test" / "mbpp" / "mbpp.jsonl", whole[:100])
+    with pytest.raises(DataError, match="test/mbpp/mbpp.jsonl: has 90 of MBPP's test tasks, expected the 500"):
+        task("mbpp", tmp_path).split("test")
+    write(tmp_path / "test" / "mbpp" / "test.jsonl", whole[20:23])
+    assert [e.id for e in task("mbpp", tmp_path).split("test")] == ["mbpp/21", "mbpp/22", "mbpp/23"]
+
+
+def test_mbpp_plus_has_the_splits_of_mbpp_and_rows_of_its_own(data_folder: Path) -> None:
+    plus, mbpp = task("mbpp_plus", data_folder), task("mbpp", data_folder)
+    for split in ("extract", "align", "train", "valid"):
+        assert [e.prompt for e in plus.split(split)] == [e.prompt for e in mbpp.split(split)]
+    ids = [int(e.id.removeprefix("mbpp_plus/")) for e in plus.split("test")]
+    expected = json.loads((data_folder / "contamination.json").read_text())["mbpp"]["mbpp_plus_rows_100_377_task_ids"]
+    assert ids == expected
+
+
+def test_mbpp_plus_needs_the_whole_file(tmp_path: Path) -> None:
+    write(tmp_path / "test" / "mbpp" / "mbpp_plus.jsonl", [{"task_id": 1}] * 278)
+    with pytest.raises(DataError, match="test/mbpp/mbpp_plus.jsonl: has 278 rows, expected the 378 of MBPP"):
+        task("mbpp_plus", tmp_path).split("test")
+
+
+def test_lost_rows_are_taken_down_and_reported_once(data_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reading._reported.clear()
+    found = task("mmlu", data_folder)
+    with caplog.at_level(logging.WARNING, "pkt"):
+        for split in ("train", "valid"):  # both are read from one file
+            found.split(split)
+        task("mmlu", data_folder).split("train")
+    assert [row.id for row in found.dropped] == ["electrical_engineering_13", "conceptual_physics_19"]
+    assert [
+        f"train.jsonl:{number}" in r.getMessage() for number, r in zip((699, 855), caplog.records, strict=True)
+    ] == [
+        True,
+        True,
+    ]
 
 
 GOOD = json.dumps(gsm8k_row(1))
@@ -168,7 +230,9 @@ def test_hub_splits_are_dealt_once_and_disjoint(monkeypatch: pytest.MonkeyPatch)
     assert "openai/gsm8k" in one.origin
 
 
-def test_hub_mmlu_is_dealt_from_dev_and_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_mmlu_is_dealt_from_validation_so_that_few_shot_examples_stay_unseen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def rows(start: int, count: int) -> list[dict]:
         return [
             {"subject": "physics", "question": f"q{i}", "choices": list("1234"), "answer": 2}
@@ -180,6 +244,7 @@ def test_hub_mmlu_is_dealt_from_dev_and_validation(monkeypatch: pytest.MonkeyPat
     )
     found = task("mmlu")
     assert {s: len(found.split(s)) for s in SPLITS} == {**DEALT, "test": 9}
+    assert all(e.id.startswith("cais/mmlu/validation/") for s in DEALT for e in found.split(s))
     assert {e.unit for e in found.split("train")} == {"physics"}
 
 
@@ -191,7 +256,7 @@ def test_hub_without_training_data_or_network(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(DataError, match="gsm8k: data set openai/gsm8k could not be read from the hub.*task.data=DIR"):
+    with pytest.raises(DataError, match="data set openai/gsm8k could not be read from the hub.*task.data=DIR"):
         task("gsm8k").split("test")
 
 
@@ -214,7 +279,7 @@ def test_the_public_files(name: str, counts: tuple[int, ...], data_folder: Path)
             assert e.prompt
             assert e.answer
             if name != "humaneval" or split == "test":  # the published humaneval splits have free text
-                assert e.response.startswith(found.format.prefix)
+                assert e.response.startswith(e.opening or found.format.prefix)
             if name == "gsm8k":
                 assert found.format.grade(e, e.response) == 1.0
     if name == "mmlu":

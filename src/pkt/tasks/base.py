@@ -13,14 +13,27 @@ from pkt.errors import DataError
 
 if TYPE_CHECKING:
     from pkt.tasks.format import Format
+    from pkt.tasks.reading import Dropped
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
-LATER_FIELDS = ("paraphrases", "opening", "header", "tests")
+LATER_FIELDS = ("paraphrases", "opening", "header", "tests", "plain")
 """Of examples: where empty they are left out of fingerprints, so that older ones stay."""
+_WORKED = "worked examples"
 UNLABELLED = "unlabelled"
 """Prompts that no split asks, without labels: read like a split, by the methods that are told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An item in the plain style, where that is not the user's text, a line break and the assistant's."""
+
+    prompt: str
+    """Everything up to where the model goes on, with no forced start after it."""
+    response: str
+    given: str = ""
+    """Code at the end of the prompt that belongs to the answer: it is put back before grading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Example:
     """Code that stands before what the model writes, in the program that is graded."""
     tests: str = ""
     """Code that stands after it, and ends in an error where it is wrong."""
+    plain: Plain | None = None
+    """How it is asked in the plain style; None: the user's text, a line break and the response."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,10 @@ class Task:
     """Other user's texts that ask what an example asks; None means those that the example holds."""
     located_on: Sequence[Example] | None = None
     """Examples to locate with in place of the extract split, for a control arm."""
+    worked: Callable[[], Sequence[Example]] | None = None
+    """Reads the worked examples that may stand before a question, in their order; None: there are none."""
+    dropped: list[Dropped] = field(default_factory=list, repr=False)
+    """Rows that were left out when splits were read."""
     _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,9 +111,27 @@ class Task:
         known = {example.prompt}.union(*(prompts for prompts in held if example.prompt not in prompts))
         found = [text for text in dict.fromkeys(texts) if text not in known]
         return [
-            replace(example, id=f"{example.id}, wording {i}", prompt=text, paraphrases=())
+            self.format.laid_out(replace(example, id=f"{example.id}, wording {i}", prompt=text, paraphrases=()))
             for i, text in enumerate(found, 1)
         ]
+
+    def shots(self, example: Example, count: int) -> list[Example]:
+        """The first `count` worked examples for a question; of its own unit alone where the format says so.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if not count:
+            return []
+        if _WORKED not in self._splits:
+            self._splits[_WORKED] = list(self.worked()) if self.worked else []
+        found = [e for e in self._splits[_WORKED] if e.unit == example.unit or not self.format.shots_of_unit]
+        if len(found) < count:
+            of = f" about {example.unit}" if self.format.shots_of_unit else ""
+            raise DataError(
+                f"{self.name}: evaluate.shots is {count}, but there are {len(found)} worked examples{of}; set it to {len(found)} or less"
+            )
+        return found[:count]
 
     def _present(self, name: str) -> list[Example]:
         """A split, or nothing where the data has none of that name."""
@@ -120,17 +157,30 @@ class Task:
         return found[:count]
 
     def without_test_items(self) -> Task:
-        """This task with all other splits rid of examples whose prompt stands in the test split; says which were dropped."""
+        """This task with all other splits rid of examples that are test items; says which were dropped, and notes them.
+
+        Test items are told by `contamination`, those of the nano world by their prompt.
+        """
+        from pkt.tasks.contamination import repeats
+        from pkt.tasks.reading import Dropped
 
         def load(name: str) -> list[Example]:
             examples = self.split(name)
             if name == "test":
                 return examples
-            asked = {example.prompt for example in self.split("test")}
-            dropped = [example.id for example in examples if example.prompt in asked]
-            if dropped:
-                log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ", ".join(dropped))
-            return [example for example in examples if example.prompt not in asked]
+            test = self.split("test")
+            if self.origin == "nano":
+                asked = {e.prompt for e in test}
+                found = {
+                    i: Dropped(name, e.id, "prompt stands in test") for i, e in enumerate(examples) if e.prompt in asked
+                }
+            else:
+                found = repeats(self.format.name, examples, self.format.name, test)
+            if found:
+                ids = ", ".join(examples[i].id for i in sorted(found))
+                log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ids)
+            self.dropped.extend(replace(row, where=name) for _, row in sorted(found.items()))
+            return [e for i, e in enumerate(examples) if i not in found]
 
         return replace(self, load=load, _splits={})
 
