@@ -217,12 +217,19 @@ def test_success_is_not_forged(name: str, attack) -> None:
 def test_the_tests_are_not_there_while_the_program_defines(attack) -> None:
     reads = """
 import os, sys
+def try_again(fd):
+    try:
+        os.set_blocking(fd, True)
+    except OSError:
+        pass
 for fd in range(3, 64):
     try:
         os.set_blocking(fd, False)
         assert not os.read(fd, 99), "a descriptor"
     except OSError:
         pass
+    finally:
+        try_again(fd)
 frame = sys._getframe()
 while frame:
     assert str(int("67") * 100 + 65) not in repr((frame.f_locals, frame.f_code.co_consts)), "a frame"
