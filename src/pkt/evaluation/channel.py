@@ -121,11 +121,12 @@ class Conversation:
     def _error(self, words: str) -> str:
         unit, line, kind, text = [*words.split("\0"), "", "", "", ""][:4]
         last = (text.strip().splitlines() or [""])[-1]
+        kind = kind or "an error without a name"
         if kind == "SystemExit":
             return "exited before its end (SystemExit)"
-        lines = self.tests.split("\n")
-        if unit == "tests" and line.isdecimal() and 0 < int(line) <= len(lines) and not last:
-            last = lines[int(line) - 1].strip()
+        if unit == "tests" and not last:
+            numbered = {str(i): text for i, text in enumerate(self.tests.split("\n"), 1)}
+            last = numbered.get(line, "").strip()  # what stands in `line` was chosen by the program too
         return _plain(f"{kind}: {last}" if last else kind)
 
     def _answer(self, open_ends: selectors.BaseSelector) -> None:
