@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from pathlib import Path
 
 from pkt.tasks.base import Example
@@ -40,9 +41,12 @@ def broken(example: Example) -> str:
     Its first `return` becomes `yield`: every call then gives a generator. Where it returns nothing or is no `def`, its name is changed.
     """
     text = example.header + reference(example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes in patterns
+        tree = ast.parse(text)
     tested = [
         node
-        for node in ast.parse(text).body
+        for node in tree.body
         if isinstance(node, ast.FunctionDef) and re.search(rf"\b{node.name}\b", example.tests)
     ]
     if tested:

@@ -54,6 +54,7 @@ def test_whole_functions_stand_too(output: str) -> None:
     ("output", "code"),
     [
         pytest.param(f"{BODY}```", BODY, id="closing fence"),
+        pytest.param(f"{BODY.rstrip()}```", BODY.rstrip(), id="closing fence in the last line"),
         pytest.param(f"{BODY}```\nThis adds up.\n", BODY, id="prose behind the fence"),
         pytest.param(f"{BODY}```\n\n```python\nprint(total([1, 2]))\n```", BODY, id="second fence"),
         pytest.param(f"{BODY}\nThis function adds up.\n", f"{BODY}\n", id="prose behind the code"),
@@ -92,10 +93,10 @@ def test_code_is_found_behind_a_header(output: str, code: str) -> None:
         pytest.param(
             f"```python\nimport os\n```\n```python\n{WHOLE}", f"import os\n{WHOLE}", id="imports by themselves"
         ),
+        pytest.param(f"Here you are:\n\nbase = 0\n{WHOLE}", f"base = 0\n{WHOLE}", id="a constant behind prose"),
         pytest.param(f"```\n1 2 3\n```\n```python\n{WHOLE}```", WHOLE, id="a block that is no code"),
         pytest.param(f"```python\nother = 1\n```\n{WHOLE}", f"other = 1\n{WHOLE}", id="outside a fence"),
         pytest.param(f"{WHOLE}\nThis adds\n{WHOLE}", f"{WHOLE}\n", id="twice"),
-        pytest.param(f"{WHOLE}\u2028```", WHOLE, id="what is no line break"),
     ],
 )
 def test_code_is_found_without_a_header(output: str, code: str) -> None:
@@ -135,3 +136,8 @@ def test_any_text_becomes_a_program(output: str, header: str) -> None:
     except (SyntaxError, ValueError, MemoryError):
         return
     assert found == plain
+
+
+def test_odd_escapes_warn_nobody() -> None:
+    code = f'{WHOLE}x = "\\d"\n'
+    assert completed(item(), f"{code}```") == code

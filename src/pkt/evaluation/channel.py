@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -17,7 +18,7 @@ MAX_HEARD = 16384
 """Bytes that the channel may carry; an error's line is shorter."""
 MAX_WORDS = 200
 """Characters of a reason."""
-GRACE = 5.0
+GRACE = 60.0
 """Seconds in which what was killed must be gone."""
 STARTED, CODE_ENDED, TESTS_ENDED = b"S", b"SP", b"SPT"
 
@@ -120,11 +121,12 @@ class Conversation:
     def _error(self, words: str) -> str:
         unit, line, kind, text = [*words.split("\0"), "", "", "", ""][:4]
         last = (text.strip().splitlines() or [""])[-1]
+        kind = kind or "an error without a name"
         if kind == "SystemExit":
             return "exited before its end (SystemExit)"
-        lines = self.tests.split("\n")
-        if unit == "tests" and line.isdecimal() and 0 < int(line) <= len(lines) and not last:
-            last = lines[int(line) - 1].strip()
+        if unit == "tests" and not last:
+            numbered = {str(i): text for i, text in enumerate(self.tests.split("\n"), 1)}
+            last = numbered.get(line, "").strip()  # what stands in `line` was chosen by the program too
         return _plain(f"{kind}: {last}" if last else kind)
 
     def _answer(self, open_ends: selectors.BaseSelector) -> None:
@@ -173,5 +175,6 @@ def _ended_by(number: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """One printable line of bounded length: what it holds was chosen by the program."""
+    """One printable line of bounded length, without addresses, which change: what it holds was chosen by the program."""
+    text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
     return "".join(c if c.isprintable() else "?" for c in text)[:MAX_WORDS]

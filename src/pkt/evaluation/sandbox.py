@@ -195,8 +195,10 @@ def _end(process: subprocess.Popen[bytes], outbox: int, is_sandboxed: bool) -> N
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
+    ends = select.poll()
+    ends.register(outbox, select.POLLIN)
     while is_sandboxed:
-        if not select.select([outbox], [], [], GRACE)[0]:
+        if not ends.poll(1000 * GRACE):
             raise SandboxError(f"a program could not be ended: its sandbox is still there after {GRACE:g} s")
         if not os.read(outbox, 65536):
             break

@@ -23,7 +23,9 @@ from pkt.tasks.base import Example
 MAX_TEXT = 20_000
 """Characters; what is longer is taken as it stands."""
 MAX_CUTS = 40
-CODE_LINE = re.compile(r"^(?:async def|def|class|import|from|@)\b|^@", re.MULTILINE)
+CODE_LINE = re.compile(r"^(?:(?:async def|def|class|import|from)\b|@|\w+ *=[^=])", re.MULTILINE)
+"""The first line of code behind prose."""
+FENCE = re.compile(r"```[^\n]*(?:\n|$)")
 RETURN = re.compile(r"^\s*(?:return|yield)\b", re.MULTILINE)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -40,25 +42,13 @@ def completed(example: Example, output: str) -> str:
     if len(output) > MAX_TEXT or _fault(header + output) is None:
         return header + output
     earlier = ""
-    for block in _blocks(output):
+    for block in FENCE.split(output):  # what stands before the first fence too: the prompt may have opened it
         found = next((text for text in _readings(header, block) if _answers(example, text)), None)
         if found is not None:
             return header + earlier + found
-        if block.strip() and _fault(block) is None and any(map(_is_lasting, ast.parse(block).body)):
-            earlier += block
+        if block.strip() and _fault(block) is None and any(map(_is_lasting, _statements(block))):
+            earlier += f"{block.rstrip()}\n"
     return header + output
-
-
-def _blocks(output: str) -> Iterator[str]:
-    """The text between fences, what stands before the first one first: the prompt may have opened it."""
-    block: list[str] = []
-    for line in _lines(output):
-        if line.lstrip().startswith("```"):
-            yield "".join(block)
-            block = []
-        else:
-            block.append(line)
-    yield "".join(block)
 
 
 def _readings(header: str, block: str) -> Iterator[str]:
@@ -93,7 +83,7 @@ def _answers(example: Example, text: str) -> bool:
         return False
     if example.header and text.lstrip("\n")[:1] in (" ", "\t"):
         return True
-    names = [node.name for node in ast.parse(text).body if isinstance(node, _DEFINITIONS)]
+    names = [node.name for node in _statements(text) if isinstance(node, _DEFINITIONS)]
     return any(re.search(rf"\b{re.escape(name)}\b", example.tests) for name in names)
 
 
@@ -105,6 +95,13 @@ def _is_lasting(statement: ast.stmt) -> bool:
 def _lines(text: str) -> list[str]:
     """Lines as Python counts them, with their ends."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
+def _statements(text: str) -> list[ast.stmt]:
+    """Those of a text that compiles."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text).body
 
 
 def _fault(text: str) -> int | None:
