@@ -20,9 +20,9 @@ from pkt.comparison import Entry, as_json, distinct, entry
 from pkt.config import RECIPES, Recipe, load_recipe
 from pkt.errors import PktError
 from pkt.evidence import certify
+from pkt.machine import Machine
 from pkt.methods import METHODS
 from pkt.report.comparison_page import write
-from pkt.run import Machine
 from pkt.tasks.sources import task as find_task
 
 NAMES = (

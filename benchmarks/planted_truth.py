@@ -31,6 +31,7 @@ from pkt.config import Recipe
 from pkt.errors import UnsupportedModelError
 from pkt.evidence import certify
 from pkt.inject.delta import Delta, Dense, Key, Lines
+from pkt.machine import Machine
 from pkt.methods.base import MethodConfig, fork, method
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.controls import RandomSource
@@ -39,7 +40,6 @@ from pkt.models.lm import LM
 from pkt.nano.build import expanded
 from pkt.nano.expansion import contract
 from pkt.pool import Pool, cores
-from pkt.run import Machine
 from pkt.tasks.base import Task
 from pkt.tasks.losses import encode_all, example_losses
 from pkt.tasks.sources import task as find_task

@@ -15,8 +15,10 @@ from pkt.tasks.base import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pkt.evaluation.execution import Execution
     from pkt.inject.delta import Delta
     from pkt.inject.export import Kept
+    from pkt.tasks.protocol import Protocol
 
 
 def transfer(
@@ -81,12 +83,30 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    protocol: Protocol | None = None,
+    execution: Execution | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a model, with a delta hooked in if one is given: one dict per test item (see `docs/run_folder.md`)."""
+    """Score a model, with a delta hooked in if one is given: one dict per test item (see `docs/run_folder.md`).
+
+    Args:
+        protocol: worked examples, samples and how they are drawn; None means the task's own.
+        execution: leave to run code that the model has written; None means no leave.
+    """
     from contextlib import nullcontext
 
+    from pkt.evaluation.execution import Execution
     from pkt.evaluation.harness import score
     from pkt.inject.apply import injected as hooked
 
     with model.loaded() as loaded, hooked(loaded, delta) if delta else nullcontext():
-        return score(loaded, model.tokenizer, task, style=style, limit=limit, seed=seed, batch_size=batch_size)
+        return score(
+            loaded,
+            model.tokenizer,
+            task,
+            style=style,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            protocol=protocol,
+            execution=execution or Execution(),
+        )

@@ -26,9 +26,10 @@ from pkt.evaluation.harness import draw
 from pkt.evaluation.perplexity import WINDOW
 from pkt.files import write_json
 from pkt.jobs import Job, Jobs, now, read_record
+from pkt.machine import Machine
 from pkt.models.checkpoint import is_nano
 from pkt.pool import Pool, cores
-from pkt.run import Machine, Run
+from pkt.run import Run
 from pkt.tasks.base import UNLABELLED, Task, fingerprint
 
 log = logging.getLogger(__name__)

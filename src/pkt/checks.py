@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pkt.errors import ConfigError, DataError
+from pkt.protocols import protocol_of
 from pkt.run import Run
-from pkt.tasks.base import UNLABELLED, Task
+from pkt.tasks.base import UNLABELLED, Example, Task
 
 
 def check(run: Run) -> None:
@@ -59,12 +60,23 @@ def check_locatable(run: Run, task: Task) -> None:
 
 
 def check_gradable(run: Run, task: Task) -> None:
-    """Raise DataError if there is no guard text where one is named, or a test item cannot be asked or graded."""
-    from pkt.evaluation.harness import draw
+    """Raise PktError if there is no guard text where one is named, or a test item cannot be asked or graded."""
     from pkt.tasks.prompts import render
 
     run.guard_text()
-    for example in draw(task.split("test"), run.recipe.evaluate.limit, run.recipe.seed):
-        task.format.grade(example, "")
+    for example in check_asked(run, task):
         render(example, run.style, run.source.tokenizer)
         render(example, run.style, run.target.tokenizer)
+
+
+def check_asked(run: Run, task: Task) -> list[Example]:
+    """The test items that are scored, if their protocol, their worked examples and their grading are to be had; else PktError."""
+    from pkt.evaluation.grading import check_gradable as check_outputs
+    from pkt.evaluation.harness import draw
+
+    protocol = protocol_of(run.recipe, task)
+    found = draw(task.split("test"), run.recipe.evaluate.limit, run.recipe.seed)
+    for example in found:
+        task.shots(example, protocol.shots)
+    check_outputs(task, found, run.machine.execution)
+    return found

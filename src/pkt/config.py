@@ -64,6 +64,21 @@ class EvaluateSection(Section):
     """What is scored."""
 
     limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
+    shots: int | None = Field(
+        None, ge=0, le=100, description="worked examples before the question; null means the task's protocol, as below"
+    )
+    samples: int | None = Field(None, ge=1, le=1000, description="answers to every question; null: the task's protocol")
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="of sampling, 0 is greedy; null: the task's protocol"
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="share of the probability that is sampled from; null: the task's protocol"
+    )
+    too_long: Literal["stop", "wrong", "cut"] = Field(
+        "stop",
+        description="a prompt that leaves no room for its answer: `stop` before anything is scored, count it as `wrong`, or `cut` its "
+        "beginning",
+    )
     perplexity_text: str | None = Field(
         None,
         description="text file for the perplexity guard; null means the embedded text for nano tasks and no guard elsewhere",

@@ -19,10 +19,11 @@ from pkt.environment import code
 from pkt.errors import DataError
 from pkt.files import locked, write_json
 from pkt.jobs import EFFORT, GUARD_TEXT, Job, read_record
+from pkt.machine import Machine
 from pkt.memo import memo_files
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
-from pkt.run import Machine, Run
+from pkt.run import Run
 
 log = logging.getLogger(__name__)
 

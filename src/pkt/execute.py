@@ -8,8 +8,9 @@ from pkt.checks import check
 from pkt.config import CertificateSection, Recipe, validate
 from pkt.errors import ConfigError
 from pkt.files import locked
+from pkt.machine import Machine
 from pkt.processes import is_first
-from pkt.run import Machine, Run
+from pkt.run import Run
 from pkt.strict_yaml import read_yaml_file
 
 

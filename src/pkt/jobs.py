@@ -31,6 +31,7 @@ from pkt.inject.delta import Delta
 from pkt.methods.base import MethodConfig
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
+from pkt.protocols import asking, protocol_of
 from pkt.run import Run
 from pkt.stages import key_of, peak_bytes, reset_peak
 from pkt.tasks.base import Example, Task, fingerprint
@@ -123,7 +124,11 @@ class Jobs:
     @cached_property
     def _guards(self) -> list[Any]:
         text = self.run.guard_text()
-        return [text_digest(text), *([task.name, fingerprint(task.split("test"))] for task in self.guard_tasks)]
+        tasks = self.guard_tasks
+        return [
+            text_digest(text),
+            *([task.name, fingerprint(task.split("test")), *asking(self.run.recipe, task)] for task in tasks),
+        ]
 
     def options(self, job: Job) -> MethodConfig:
         """The method's options with the learning rate of a job."""
@@ -248,6 +253,8 @@ class Jobs:
                 limit=run.recipe.evaluate.limit,
                 seed=run.recipe.seed,
                 batch_size=run.machine.batch_size,
+                protocol=protocol_of(run.recipe, task),
+                execution=run.machine.execution,
             )
             lines += [{k: v for k, v in line.items() if k != "prompt"} for line in scored]
         text = run.guard_text() if guards else None

@@ -12,6 +12,7 @@ from pkt.align.lora import LoraConfig
 from pkt.extract.scores import Work
 from pkt.models.families import KINDS, PARTS
 from pkt.models.lm import LM
+from pkt.protocols import protocol_of
 from pkt.run import Run
 from pkt.tasks.base import UNLABELLED
 
@@ -96,13 +97,15 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
         rows.append(_finetune_row(run, lengths["train"], speed))
     items = len(run.task.split("test"))
     items = min(items, (run.recipe.evaluate.limit or items) * max(1, len({e.tier for e in run.task.split("test")})))
+    protocol = protocol_of(run.recipe, run.task)
     new = 1 if run.task.format.ranks else run.task.format.max_new_tokens
+    read = (lengths["test"] * (1 + protocol.shots) + new) * protocol.samples
     for arm in run.recipe.evaluate.arms:
         lm = source if arm == "source" else target
         rows.append(
             _row(
                 f"evaluate {arm}, {items} items",
-                2.0 * lm.parameters() * items * (lengths["test"] + new),
+                2.0 * lm.parameters() * items * read,
                 _weights(run, lm),
                 speed,
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,19 @@ from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
+from pkt.machine import Machine
 from pkt.memo import memo_files
 from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.processes import num_processes, told_by_first
+from pkt.protocols import asking, protocol_of
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.base import Example, Task, fingerprint
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run runs; no part of its result."""
-
-    device: str = "auto"
-    batch_size: int = 64
-    workers: int = 0
-    """Processes for a certificate's arms; 0 means as many as cores and memory allow on a CPU, one on a GPU."""
 
 
 class Run:
@@ -223,9 +214,12 @@ class Run:
 
     def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
+        from pkt.checks import check_asked
         from pkt.evaluation.guard import text_digest
 
         arms = self.recipe.evaluate.arms
+        if arms:
+            check_asked(self, self.task)
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
         self.scores.drop_damaged()
@@ -251,6 +245,8 @@ class Run:
                 limit=cfg.limit,
                 seed=seed,
                 batch_size=self.machine.batch_size,
+                protocol=protocol_of(self.recipe, self.task),
+                execution=self.machine.execution,
             )
             found = perplexity(model, lm.tokenizer, text) if text else None
         self.scores.put(arm, [{"arm": arm, "seed": seed, **line} for line in lines], found, cfg.arms)
@@ -274,6 +270,7 @@ class Run:
             self.recipe.evaluate.limit,
             self.recipe.seed,
             self.recipe.dtype,
+            *asking(self.recipe, self.task),
         ]
 
     def certified_key(self) -> str:

@@ -16,9 +16,10 @@ from pkt.environment import code
 from pkt.errors import ConfigError, DataError
 from pkt.evidence import FORMAT, certificate, jobs_of, read_lines, scores_path
 from pkt.jobs import GUARD_TEXT, Job, read_record
+from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.registry import nearest
-from pkt.run import Machine, Run
+from pkt.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pkt.config import Recipe
 from pkt.evidence import certify
-from pkt.run import Machine
+from pkt.machine import Machine
 from pkt.verify import verify
 
 CONTENT: dict[str, Any] = {

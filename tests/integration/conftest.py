@@ -94,7 +94,7 @@ def recipe(tmp_path_factory, shared_data, make_lm) -> Callable[..., Path]:
 def _finished(tmp_path_factory, recipe, _short) -> Path:
     from pkt.config import load_recipe
     from pkt.execute import execute
-    from pkt.run import Machine
+    from pkt.machine import Machine
 
     folder = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -16,9 +16,10 @@ from pkt.errors import TrainingError
 from pkt.execute import execute
 from pkt.extract.attribution import attribute
 from pkt.inject.delta import Delta
+from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
-from pkt.run import Machine, Run
+from pkt.run import Run
 from pkt.tasks.sources import task
 
 SEEDS = (0, 1)

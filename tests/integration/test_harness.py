@@ -62,7 +62,9 @@ def writing() -> Task:
         )
         for i in range(7)
     ]
-    return Task("toy/write", replace(FORMATS["gsm8k"], max_new_tokens=9), {"test": items}.__getitem__, "toy")
+    return Task(
+        "toy/write", replace(FORMATS["gsm8k"], max_new_tokens=9, plain_stop=None), {"test": items}.__getitem__, "toy"
+    )
 
 
 def ids_of(tokenizer, text: str, style: str) -> list[int]:

@@ -39,6 +39,8 @@ from pkt.tasks.prompts import encode_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pkt.tasks.format import Format
+
 TEXTS = 16
 """Texts of one step."""
 
@@ -64,7 +66,7 @@ class MappedStates:
     """Per target layer: `source` and `target` layer, and `r2` of the map on the texts that it was not fitted on."""
 
 
-def prompts(examples: Sequence[Example], style: str, target: LM, prefix: str) -> list[list[int]]:
+def prompts(examples: Sequence[Example], style: str, target: LM, form: Format) -> list[list[int]]:
     """Token ids of the prompts with the forced start of a response, for both models.
 
     Raises:
@@ -74,7 +76,9 @@ def prompts(examples: Sequence[Example], style: str, target: LM, prefix: str) ->
         raise DataError(
             f"alignment on activations needs two align examples at least, found {len(examples)}: half of them fit the maps"
         )
-    found = [encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=prefix) for e in examples]
+    found = [
+        encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=form.opening(e, style)) for e in examples
+    ]
     for example, ids in zip(examples, found, strict=True):
         if len(ids) < 2:
             raise DataError(f"the prompt of example {example.id} has fewer than two tokens; remove it")

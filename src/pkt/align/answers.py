@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pkt.errors import DataError
 from pkt.models.generation import Decoding
@@ -37,13 +37,11 @@ def answered(
     Raises:
         DataError: every answer is empty.
     """
-    prefix = task.format.prefix
-    texts = [render(example, style, source.tokenizer) + prefix for example in examples]
-    how = Decoding(
-        max_new_tokens or task.format.max_new_tokens, task.format.stop, adds_special_tokens(style), batch_size
-    )
+    form = task.format
+    texts = [render(example, style, source.tokenizer) + form.opening(example, style) for example in examples]
+    how = Decoding(max_new_tokens or form.max_new_tokens, form.stops(style), adds_special_tokens(style), batch_size)
     found = source.generate(texts, how)
-    kept = [replace(e, response=prefix + text) for e, text in zip(examples, found, strict=True) if text.strip()]
+    kept = [form.answered(e, text, style) for e, text in zip(examples, found, strict=True) if text.strip()]
     empty = len(examples) - len(kept)
     if empty:
         log.warning("%s: %d of %d answers are empty; their prompts are dropped", source.name, empty, len(examples))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pkt.run import Machine, Run
+    from pkt.machine import Machine
+    from pkt.run import Run
 
 RecipeArg = Annotated[
     str,
@@ -31,7 +32,7 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forwa
 
 def machine_of(device: str, batch_size: int = 64, workers: int = 0) -> Machine:
     """Where to run."""
-    from pkt.run import Machine
+    from pkt.machine import Machine
 
     return Machine(device, batch_size, workers)
 

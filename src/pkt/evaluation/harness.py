@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError, UnsupportedModelError
+from pkt.evaluation.asking import Asked, Asking
+from pkt.evaluation.execution import Execution
+from pkt.evaluation.grading import check_gradable, grades
+from pkt.evaluation.sampling import Sampler
 from pkt.quiet import errors_only
 from pkt.randomness import own_randomness
 from pkt.tasks.base import Example, Task
-from pkt.tasks.prompts import adds_special_tokens, render
+from pkt.tasks.prompts import adds_special_tokens
+from pkt.tasks.protocol import Protocol, check
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -21,7 +26,9 @@ if TYPE_CHECKING:
 
 NAME = "pkt"
 VERSION = 1
-"""Of the task definitions: raise it when a prompt or a grade changes."""
+"""Of the harness: raise it when scores change for the same prompts and outputs. A benchmark's own version is its format's."""
+EXECUTION = Execution()
+"""No leave to run generated code."""
 
 
 def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
@@ -45,114 +52,89 @@ def score(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    protocol: Protocol | None = None,
+    execution: Execution = EXECUTION,
 ) -> list[dict[str, Any]]:
     """Score `model`, hooks included, on a split of `task`.
 
-    Greedy, whatever the model's generation settings say. Choices are ranked by the sum of their tokens' log-probabilities,
-    in float32. Model, tokenizer and random state are left as they were.
+    The protocol decides how, whatever the model's generation settings say. Choices are ranked by the sum of their tokens'
+    log-probabilities, in float32. Model, tokenizer and random state are left as they were.
 
     Args:
         limit: items per tier (of the whole split where there are no tiers), drawn by `seed`; None means all.
+        seed: of the drawn items and of sampled answers.
         batch_size: items in one pass; changes the speed, and the result by rounding alone.
+        protocol: worked examples, samples and how they are drawn; None means the format's.
+        execution: leave to run generated code, where a task is graded so.
 
-    Returns: one dict per item: task, id, unit, tier, prompt (as sent), output, answer, score in [0, 1].
+    Returns: one dict per item: task, version, id, unit, tier, prompt (as sent), output, answer, score in [0, 1]; with several
+        samples `outputs` and `correct`, their number of right ones, in the place of output; with worked examples `shots`, their
+        number; `too_long` where the prompt was.
 
     Raises:
+        ConfigError: the task cannot be asked so.
         DataError: the split is empty, an item cannot be graded, or its prompt leaves no room for the answer.
         UnsupportedModelError: a likelihood is NaN.
     """
+    protocol = protocol or task.format.protocol
+    check(task.format, task.name, protocol)
     examples = draw(task.split(split), limit, seed)
     if not examples:
         raise DataError(f"{task.name}: split {split} is empty; there is nothing to score")
-    for example in examples:
-        task.format.grade(example, "")  # what cannot be graded stops here, before hours of generation
-    prompts = [render(e, style, tokenizer) + task.format.prefix for e in examples]
+    check_gradable(task, examples, execution)  # what cannot be graded stops here, before hours of generation
     context = model.config.get_text_config().max_position_embeddings
-    _check_lengths(task, examples, prompts, tokenizer, context, style)
+    asked = Asking(task, style, tokenizer, context, protocol).all(examples)
+    sent = [item for item in asked if item.fits]
     with errors_only("lm_eval"), _untouched(model, tokenizer):
-        samples = _run(model, tokenizer, task, examples, prompts, style, batch_size, context)
-    return [
-        {
-            "task": task.name,
-            "id": e.id,
-            "unit": e.unit,
-            "tier": e.tier,
-            "prompt": prompt,
-            "output": _output(task, e, sample["filtered_resps"]),
-            "answer": e.answer,
-            "score": sample["score"],
-        }
-        for e, prompt, sample in zip(examples, prompts, samples, strict=True)
-    ]
+        lm = _harness_model(model, tokenizer, style, batch_size, context, Sampler(seed))
+        found = iter(_run(lm, task, sent, style, protocol) if sent else [])
+    outputs = [next(found) if item.fits else [""] * protocol.samples for item in asked]
+    pairs = [(item.example, text) for item, texts in zip(asked, outputs, strict=True) if item.fits for text in texts]
+    graded = iter(grades(task, pairs, style, execution))
+    scores = [[next(graded) if item.fits else 0.0 for _ in texts] for item, texts in zip(asked, outputs, strict=True)]
+    return [_line(task, protocol, *parts) for parts in zip(asked, outputs, scores, strict=True)]
 
 
-def _output(task: Task, example: Example, results: Sequence[Any]) -> str:
-    """The choice of the highest log-likelihood, the first of equals; or the generated text."""
-    if not task.format.ranks:
-        return str(results[0])
-    likelihoods = [likelihood for likelihood, _is_greedy in results]
-    if any(map(math.isnan, likelihoods)):
-        raise UnsupportedModelError(
-            f"example {example.id}: the model gives NaN instead of likelihoods; check its weights, or load it in float32"
-        )
-    return example.choices[likelihoods.index(max(likelihoods))]
+def _line(task: Task, protocol: Protocol, asked: Asked, outputs: list[str], scores: list[float]) -> dict[str, Any]:
+    """An item's score line."""
+    e = asked.example
+    said: dict[str, Any] = {"output": outputs[0]}
+    if protocol.samples > 1:
+        said = {"outputs": outputs, "correct": sum(score == 1 for score in scores)}
+    return {
+        "task": task.name,
+        "version": task.format.version,
+        "id": e.id,
+        "unit": e.unit,
+        "tier": e.tier,
+        "prompt": asked.text,
+        **({"shots": asked.shots} if protocol.shots else {}),
+        **({"too_long": "cut" if asked.is_cut else "wrong"} if asked.is_cut or not asked.fits else {}),
+        **said,
+        "answer": e.answer,
+        "score": sum(scores) / len(scores),
+    }
 
 
-def _check_lengths(
-    task: Task,
-    examples: Sequence[Example],
-    prompts: Sequence[str],
-    tokenizer: PreTrainedTokenizerFast,
-    context: int,
-    style: str,
-) -> None:
-    """lm-eval would cut a prompt that is too long from the left and go on."""
-    answers: dict[tuple[str, ...], int] = {(): task.format.max_new_tokens}
-    for choices in {e.choices for e in examples if task.format.ranks}:
-        ids = tokenizer([f" {c}" for c in choices], add_special_tokens=False)["input_ids"]
-        answers[choices] = max(map(len, ids)) - 1  # the last token is predicted, not read
-    prompt_ids = tokenizer(list(prompts), add_special_tokens=adds_special_tokens(style), verbose=False)["input_ids"]
-    for example, length in zip(examples, map(len, prompt_ids), strict=True):
-        answer = answers[example.choices if task.format.ranks else ()]
-        if length + answer > context:
-            raise DataError(
-                f"example {example.id}: its prompt has {length} tokens and its answer up to {answer} more, but the "
-                f"context holds {context}; remove it or use a model with a longer context"
-            )
-
-
-def _run(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    task: Task,
-    examples: Sequence[Example],
-    prompts: Sequence[str],
-    style: str,
-    batch_size: int,
-    context: int,
-) -> list[dict[str, Any]]:
-    """lm-eval's record of every item, in order."""
+def _run(lm: HFLM, task: Task, asked: Sequence[Asked], style: str, protocol: Protocol) -> list[list[str]]:
+    """The outputs of every item, in order. They are graded afterwards, all at once."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
+
+    form = task.format
 
     class ExactPrompts(ConfigurableTask):
         """Sends the prompts as they are, and draws no progress bar while it collects them."""
 
         def build_all_requests(self, **_: Any) -> None:
-            made = [self.construct_requests(doc, doc["text"], metadata=(NAME, i, 1)) for i, doc in self.doc_iterator()]
+            made = [
+                self.construct_requests(doc, doc["text"], metadata=(NAME, i, protocol.samples))
+                for i, doc in self.doc_iterator()
+            ]
             self._instances = [r for requests in made for r in (requests if form.ranks else [requests])]
 
-    form = task.format
-    rows = [
-        {"item": i, "text": text, "choices": [f" {c}" for c in e.choices]}
-        for i, (e, text) in enumerate(zip(examples, prompts, strict=True))
-    ]
-
-    def grade(doc: dict[str, Any], results: Sequence[Any]) -> dict[str, float]:
-        example = examples[doc["item"]]
-        return {"score": form.grade(example, _output(task, example, results))}
-
+    rows = [{"text": a.text, "choices": [f" {c}" for c in a.example.choices]} for a in asked]
     config: dict[str, Any] = {
         "task": NAME,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
@@ -161,17 +143,36 @@ def _run(
         "doc_to_text": lambda doc: doc["text"],
         "doc_to_target": lambda doc: 0 if form.ranks else "",
         "target_delimiter": "",
-        "process_results": grade,
-        "metric_list": [{"metric": "score", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": VERSION},
+        "process_results": lambda doc, results: {"answered": 1.0},
+        "metric_list": [{"metric": "answered", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": form.version},
     }
     if form.ranks:
         config["doc_to_choice"] = lambda doc: doc["choices"]
     else:
-        config["generation_kwargs"] = {"until": [*form.stop], "do_sample": False, "max_gen_toks": form.max_new_tokens}
-    lm = _harness_model(model, tokenizer, style, batch_size, context)
-    found = evaluate(lm, {NAME: ExactPrompts(config=config)}, bootstrap_iters=0)
-    return sorted(found["samples"][NAME], key=lambda sample: sample["doc_id"])
+        config |= {"repeats": protocol.samples, "generation_kwargs": _generation(task, style, protocol)}
+    found = evaluate(lm, {NAME: ExactPrompts(config=config)}, bootstrap_iters=0)["samples"][NAME]
+    found = sorted(found, key=lambda sample: sample["doc_id"])
+    if not form.ranks:
+        return [[str(text) for text in sample["resps"][0]] for sample in found]
+    return [[_best(a.example, sample["filtered_resps"])] for a, sample in zip(asked, found, strict=True)]
+
+
+def _generation(task: Task, style: str, protocol: Protocol) -> dict[str, Any]:
+    made: dict[str, Any] = {"until": [*task.format.stops(style)], "max_gen_toks": task.format.max_new_tokens}
+    if not protocol.temperature:
+        return made | {"do_sample": False}
+    return made | {"do_sample": True, "temperature": protocol.temperature, "top_p": protocol.top_p}
+
+
+def _best(example: Example, results: Sequence[Any]) -> str:
+    """The choice of the highest log-likelihood, the first of equals."""
+    likelihoods = [likelihood for likelihood, _is_greedy in results]
+    if any(map(math.isnan, likelihoods)):
+        raise UnsupportedModelError(
+            f"example {example.id}: the model gives NaN instead of likelihoods; check its weights, or load it in float32"
+        )
+    return example.choices[likelihoods.index(max(likelihoods))]
 
 
 def _harness_model(
@@ -180,11 +181,12 @@ def _harness_model(
     style: str,
     batch_size: int,
     context: int,
+    sampler: Sampler,
 ) -> HFLM:
     from lm_eval.models.huggingface import HFLM
 
-    class Silent(HFLM):
-        """Progress bars on a terminal only."""
+    class Scored(HFLM):
+        """Progress bars on a terminal only, and draws of our own where answers are sampled."""
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
@@ -192,7 +194,11 @@ def _harness_model(
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
-    return Silent(
+        def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+            settings = sampler.taking_over(context, settings)
+            return super()._model_generate(context, max_length, stop, **settings)
+
+    return Scored(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -204,7 +210,7 @@ def _harness_model(
 
 @contextmanager
 def _untouched(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
-    """Plain greedy settings inside; outside, modes, settings, tokenizer and random state as before."""
+    """Plain settings inside; outside, modes, settings, tokenizer and random state as before."""
     from transformers import GenerationConfig
 
     modes = {module: module.training for module in model.modules()}

@@ -14,7 +14,6 @@ mean the same by a token; padding of the vocabularies may differ.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens, num_tokens
 from pkt.tasks.base import Example, Task, fingerprint
 from pkt.tasks.losses import encode_all
+from pkt.tasks.prompts import encode_prompt
 
 
 class GkdConfig(FinetuneConfig):
@@ -72,7 +72,7 @@ def asked(source: LM, target: LM, task: Task, cfg: GkdConfig, style: str) -> tup
     """The examples, and how many of their responses are answers of the source. At `lmbda` 1 no response is read: none is kept."""
     labelled, more = task.split("train"), task.unlabelled(cfg.unlabelled)
     if cfg.lmbda == 1:
-        return [replace(e, response=task.format.prefix) for e in (*labelled, *more)], {"answers": 0, "empty": 0}
+        return [task.format.answered(e, "", style) for e in (*labelled, *more)], {"answers": 0, "empty": 0}
     if not more:
         return labelled, {"answers": 0, "empty": 0}
     found = answered(source, task, more, style, max_new_tokens=cfg.max_new_tokens, batch_size=cfg.generation_batch)
@@ -108,8 +108,10 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
     """Distil the source's next-token distributions into every parameter of the target, on the target's own samples."""
     data, answers = asked(source, target, task, cfg, style)
     examples = encode_all(data, style, target, loss_on_prompt=False)
-    forced = [replace(e, response=task.format.prefix) for e in data]
-    given = [e.ids[:-1] for e in encode_all(forced, style, target, loss_on_prompt=False)]  # without end of sequence
+    given = [
+        encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=task.format.opening(e, style))
+        for e in data
+    ]
     shared = min(num_tokens(source), num_tokens(target))
     longest = cfg.max_new_tokens or task.format.max_new_tokens
     with source.teacher([e.prompt for e in examples]) as teacher:

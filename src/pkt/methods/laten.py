@@ -124,7 +124,7 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
 
 def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> Any:
     """Scores of both models and, for `activations`, their states in the memo, one model in memory at a time."""
-    ids = prompts(_asked(task, cfg), style, target, task.format.prefix) if cfg.alignment == "activations" else []
+    ids = prompts(_asked(task, cfg), style, target, task.format) if cfg.alignment == "activations" else []
     found = attributions(source, target, task, cfg, style)
     if ids:
         for lm in (source, target):
@@ -276,7 +276,7 @@ def _objective(
         return MomentLoss(goals_of), {}
     layers = top_scores(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name)
     asked = _asked(task, cfg)
-    ids = prompts(asked, style, target, task.format.prefix)
+    ids = prompts(asked, style, target, task.format)
     states = map_states(source, target, asked, ids, layers, cfg.ridge, gen)
     return ActivationLoss(target, states, passes, gen), {"state_maps": states.described}
 

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
-LATER_FIELDS = ("paraphrases", "opening", "header", "tests")
+LATER_FIELDS = ("paraphrases", "opening", "header", "tests", "plain")
 """Of examples: where empty they are left out of fingerprints, so that older ones stay."""
+_WORKED = "worked examples"
 UNLABELLED = "unlabelled"
 """Prompts that no split asks, without labels: read like a split, by the methods that are told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An item in the plain style, where that is not the user's text, a line break and the assistant's."""
+
+    prompt: str
+    """Everything up to where the model goes on, with no forced start after it."""
+    response: str
+    given: str = ""
+    """Code at the end of the prompt that belongs to the answer: it is put back before grading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class Example:
     """Code that stands before what the model writes, in the program that is graded."""
     tests: str = ""
     """Code that stands after it, and ends in an error where it is wrong."""
+    plain: Plain | None = None
+    """How it is asked in the plain style; None: the user's text, a line break and the response."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class Task:
     """Other user's texts that ask what an example asks; None means those that the example holds."""
     located_on: Sequence[Example] | None = None
     """Examples to locate with in place of the extract split, for a control arm."""
+    worked: Callable[[], Sequence[Example]] | None = None
+    """Reads the worked examples that may stand before a question, in their order; None: there are none."""
     _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,9 +108,27 @@ class Task:
         known = {example.prompt}.union(*(prompts for prompts in held if example.prompt not in prompts))
         found = [text for text in dict.fromkeys(texts) if text not in known]
         return [
-            replace(example, id=f"{example.id}, wording {i}", prompt=text, paraphrases=())
+            self.format.laid_out(replace(example, id=f"{example.id}, wording {i}", prompt=text, paraphrases=()))
             for i, text in enumerate(found, 1)
         ]
+
+    def shots(self, example: Example, count: int) -> list[Example]:
+        """The first `count` worked examples for a question; of its own unit alone where the format says so.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        if not count:
+            return []
+        if _WORKED not in self._splits:
+            self._splits[_WORKED] = list(self.worked()) if self.worked else []
+        found = [e for e in self._splits[_WORKED] if e.unit == example.unit or not self.format.shots_of_unit]
+        if len(found) < count:
+            of = f" about {example.unit}" if self.format.shots_of_unit else ""
+            raise DataError(
+                f"{self.name}: evaluate.shots is {count}, but there are {len(found)} worked examples{of}; set it to {len(found)} or less"
+            )
+        return found[:count]
 
     def _present(self, name: str) -> list[Example]:
         """A split, or nothing where the data has none of that name."""

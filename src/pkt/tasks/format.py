@@ -6,12 +6,13 @@ Any split row may have `paraphrases`, other user texts with the same response. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pkt.errors import DataError
-from pkt.tasks.base import Example
+from pkt.tasks.base import Example, Plain
+from pkt.tasks.protocol import GREEDY, Protocol
 
 Row = dict[str, Any]
 
@@ -34,7 +35,56 @@ class Format:
     choices: tuple[str, ...] = ()
     """The choices of rows that list none."""
     stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
+    plain_stop: tuple[str, ...] | None = None
+    """The same in the plain style; None: `stop`."""
     max_new_tokens: int = 512
+    protocol: Protocol = GREEDY
+    """How the benchmark is asked, unless a recipe says otherwise."""
+    shown: Callable[[Example, Sequence[Example]], Example] | None = None
+    """A question with worked examples before it; None: the benchmark is asked without."""
+    from_worked: Callable[[Row, str], Example] | None = None
+    """A row of the worked examples, with where it stands, to an example; None: as `from_test`."""
+    shots_of_unit: bool = False
+    """Whether the worked examples are those of the question's unit."""
+    shots_room: int | None = None
+    """Tokens that a prompt with worked examples may have, where that is less than the context."""
+    plain: Callable[[str, str], Plain] | None = None
+    """User's and assistant's text to those of the plain style; None: both as they are, with a line break between."""
+    version: int = 1
+    """Of prompts and grades: raise it when one of them changes."""
+
+    def one_style(self, max_new_tokens: int) -> Format:
+        """The format as the nano world has it: greedy, without stop texts or worked examples, and the same text in every style."""
+        return replace(
+            self,
+            max_new_tokens=max_new_tokens,
+            stop=(),
+            plain_stop=None,
+            protocol=GREEDY,
+            shown=None,
+            plain=None,
+            version=1,
+        )
+
+    def stops(self, style: str) -> tuple[str, ...]:
+        """Texts that end an answer in a prompt style."""
+        return self.plain_stop if style == "plain" and self.plain_stop is not None else self.stop
+
+    def opening(self, example: Example, style: str) -> str:
+        """Forced start of the response, appended to the prompt of a style."""
+        return "" if style == "plain" and example.plain else example.opening or self.prefix
+
+    def laid_out(self, example: Example) -> Example:
+        """The example with its plain style made anew from prompt and response."""
+        return replace(example, plain=self.plain(example.prompt, example.response)) if self.plain else example
+
+    def answered(self, example: Example, text: str, style: str) -> Example:
+        """The example with another response: the forced start and what was written after it."""
+        if style == "plain" and example.plain:
+            whole = (example.opening or self.prefix) + example.plain.given + text
+            return replace(example, response=whole, plain=replace(example.plain, response=text))
+        return self.laid_out(replace(example, response=self.opening(example, style) + text))
 
     def from_messages(self, row: Row, where: str) -> Example:
         """A row of the published split layout.
@@ -57,7 +107,7 @@ class Format:
         paraphrases = _optional(row, "paraphrases", list, where, [])
         if not all(isinstance(text, str) and text.strip() for text in paraphrases):
             raise DataError(f"{where}: field paraphrases holds {paraphrases!r}, expected user texts that are not empty")
-        return Example(
+        example = Example(
             id=name,
             prompt=user,
             response=response,
@@ -67,6 +117,7 @@ class Format:
             choices=choices,
             paraphrases=tuple(text.strip() for text in paraphrases),
         )
+        return self.laid_out(example)
 
     def from_prompt(self, row: Row, where: str) -> Example:
         """A row of one user's message: a prompt without a label. Its response is the forced prefix alone.
@@ -78,7 +129,7 @@ class Format:
         name = _optional(row, "id", str, where, where)
         unit = _optional(row, "unit", str, where, name)
         text = user if "tier" in row else user.strip()
-        return Example(id=name, prompt=text, response=self.prefix, answer="", unit=unit)
+        return self.laid_out(Example(id=name, prompt=text, response=self.prefix, answer="", unit=unit))
 
 
 def _contents(row: Row, expected: list[str], where: str) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 
 from pkt.errors import DataError
 from pkt.tasks.base import Example
 from pkt.tasks.format import Format, Row, field
 
+HEAD, HEAD_WITH_SHOTS = "Answer the following question.\n\n", "Answer the following questions.\n\n"
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d*\.\d+|\d+)", re.ASCII)
 
 
@@ -45,10 +48,35 @@ def _gsm8k_test(row: Row, where: str) -> Example:
     if numbers(answer) != [answer]:
         raise DataError(f"{where}: field answer ends in {answer!r}, expected a number after '####'")
     reasoning = re.sub(r"<<.*?>>", "", reasoning).strip().replace("\n", " ")
-    prompt = f"Answer the following question.\n\nQuestion: {question.strip()}"
+    prompt = f"{HEAD}Question: {question.strip()}"
     return Example(
         id=where, prompt=prompt, response=f"Answer: {reasoning} So the answer is {answer}.", answer=answer, unit=where
     )
 
 
-GSM8K = Format("gsm8k", "Answer:", _gsm8k_answer, _gsm8k_test, grade_gsm8k)
+def _worked(row: Row, where: str) -> Example:
+    """A question with its chain of thought, to stand before another."""
+    question, thought, answer = (field(row, f, str, where) for f in ("question", "cot_answer", "short_answer"))
+    return Example(
+        id=where, prompt=f"{HEAD}Question: {question}", response=f"Answer: {thought}", answer=answer, unit=where
+    )
+
+
+def _shown(example: Example, shots: Sequence[Example]) -> Example:
+    if not shots:
+        return example
+    worked = [f"{shot.prompt.removeprefix(HEAD)}\n{shot.response}" for shot in shots]
+    return replace(example, prompt=HEAD_WITH_SHOTS + "\n\n".join([*worked, example.prompt.removeprefix(HEAD)]))
+
+
+GSM8K = Format(
+    "gsm8k",
+    "Answer:",
+    _gsm8k_answer,
+    _gsm8k_test,
+    grade_gsm8k,
+    plain_stop=("\n",),
+    shown=_shown,
+    from_worked=_worked,
+    version=2,
+)

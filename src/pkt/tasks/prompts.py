@@ -38,7 +38,7 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
     if style == "tulu":
         return f"<|user|>\n{example.prompt}\n<|assistant|>\n"
     if style == "plain":
-        return f"{example.prompt}\n"
+        return example.plain.prompt if example.plain else f"{example.prompt}\n"
     if style != "chat_template":
         raise ConfigError(f"prompt style {style!r} is not known; expected one of {', '.join(STYLES)}")
     if not tokenizer.chat_template:
@@ -47,6 +47,11 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
         )
     messages = [{"role": "user", "content": example.prompt}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def reply(example: Example, style: str) -> str:
+    """The response's text, which follows `render`."""
+    return example.plain.response if style == "plain" and example.plain else example.response
 
 
 def adds_special_tokens(style: str) -> bool:
@@ -77,14 +82,14 @@ def encode(
             f"{tokenizer.name_or_path}: its tokenizer is not a fast one; convert it to a tokenizer.json"
         )
     prompt = render(example, style, tokenizer)
-    found = tokenizer(
-        prompt + example.response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True
-    )
+    response = reply(example, style)
+    found = tokenizer(prompt + response, add_special_tokens=adds_special_tokens(style), return_offsets_mapping=True)
     ids = list(found["input_ids"])
     in_response = [i for i, (start, end) in enumerate(found["offset_mapping"]) if end > len(prompt) and end > start]
-    if not in_response:
+    is_begun = eos and example.plain and example.response and not response  # the chat style's forced start alone
+    if not in_response and not is_begun:
         raise DataError(
-            f"example {example.id}: its response {example.response!r} has no token; give it a response or remove it"
+            f"example {example.id}: its response {response!r} has no token; give it a response or remove it"
         )
     if eos:
         if tokenizer.eos_token_id is None:
@@ -96,7 +101,7 @@ def encode(
         raise DataError(
             f"example {example.id} has {len(ids)} tokens, but the context holds {max_length}; shorten or remove it"
         )
-    return Encoded(ids, in_response[0])
+    return Encoded(ids, in_response[0] if in_response else len(found["input_ids"]))
 
 
 def encode_prompt(

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.jsonl import read_jsonl
 from pkt.tasks.mmlu import LETTERS
+from pkt.tasks.shots import worked_in, worked_on_hub
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +66,22 @@ def task(name: str, data: str | Path | None = None) -> Task:
             raise ConfigError(
                 f"task {name} is embedded; leave task.data out, or use {name.removeprefix('nano/')!r} for your data"
             )
-        form = replace(FORMATS[name.removeprefix("nano/")], max_new_tokens=NANO_TOKENS, stop=())
+        form = FORMATS[name.removeprefix("nano/")].one_style(max_new_tokens=NANO_TOKENS)
         return Task(name, form, lambda split: _nano(form, split), "nano", _nano_wordings)
     form = FORMATS[name]
     if data is None:
-        return Task(name, form, _Dealt(form).split, f"hub {HUB[name][0]}")
+        dealt = _Dealt(form)
+        return Task(name, form, dealt.split, f"hub {HUB[name][0]}", worked=dealt.worked)
     folder = Path(data).expanduser()
     if not folder.is_dir():
         raise DataError(f"task.data: no folder {folder}; expected splits/{name}/ and test/{name}/ in it")
-    return Task(name, form, lambda split: _folder(form, folder, split), str(folder))
+    return Task(
+        name,
+        form,
+        lambda split: _folder(form, folder, split),
+        str(folder),
+        worked=lambda: worked_in(form, folder),
+    )
 
 
 def _nano(form: Format, split: str) -> list[Example]:
@@ -195,6 +202,9 @@ class _Dealt:
                 return rows[start : start + count]
             start += count
         raise AssertionError(name)
+
+    def worked(self) -> Sequence[Example]:
+        return worked_on_hub(self.form, lambda: self._read("dev"))
 
     def _read(self, split: str) -> list[Example]:
         import datasets

@@ -1,0 +1,130 @@
+"""What is sent for an item: its prompt with as many worked examples as there is room for, and the forced start of the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pkt.errors import DataError
+from pkt.tasks.base import Example, Task
+from pkt.tasks.prompts import adds_special_tokens, render
+from pkt.tasks.protocol import Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An item as it is sent."""
+
+    example: Example
+    text: str
+    shots: int
+    """Worked examples in the text."""
+    length: int
+    """Tokens of the text."""
+    room: int
+    """Tokens that a text may have."""
+    is_cut: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return self.length <= self.room
+
+
+class Asking:
+    """How the items of a task become texts.
+
+    Args:
+        context: positions of the model.
+    """
+
+    def __init__(
+        self, task: Task, style: str, tokenizer: PreTrainedTokenizerFast, context: int, protocol: Protocol
+    ) -> None:
+        self.task, self.style, self.tokenizer = task, style, tokenizer
+        self.context, self.protocol = context, protocol
+        self._answers: dict[tuple[str, ...], int] = {}
+
+    def all(self, examples: Sequence[Example]) -> list[Asked]:
+        """The items as they are sent, in order; one that does not fit stands among them only where it counts as wrong.
+
+        Raises:
+            DataError: a text leaves no room for its answer, and the protocol says to stop.
+        """
+        found = [self.one(example) for example in examples]
+        long = [asked for asked in found if not asked.fits]
+        if long and self.protocol.too_long == "stop":
+            raise DataError(self._stopped(long, len(found)))
+        wanted = self.protocol.shots
+        short = sum(asked.shots < wanted for asked in found)
+        if short:
+            log.warning(
+                "%s: %d of %d prompts have fewer than %d worked examples, for their length; %.2f on average",
+                *(self.task.name, short, len(found), wanted, sum(asked.shots for asked in found) / len(found)),
+            )
+        if long:
+            what = {"wrong": "count as wrong", "cut": "are cut at their beginning"}[self.protocol.too_long]
+            log.warning(
+                "%s: %d of %d prompts leave no room for their answer and %s",
+                self.task.name,
+                len(long),
+                len(found),
+                what,
+            )
+        return [self._cut(asked) if self.protocol.too_long == "cut" and not asked.fits else asked for asked in found]
+
+    def one(self, example: Example) -> Asked:
+        """An item with as many worked examples as there is room for, the first of them."""
+        form = self.task.format
+        shots = self.task.shots(example, self.protocol.shots)
+        room = self.context - self.answer(example)
+        with_shots = min(room, form.shots_room or room)
+        while True:
+            shown = form.shown(example, shots) if form.shown and shots else example
+            text = render(shown, self.style, self.tokenizer) + form.opening(example, self.style)
+            length = len(self._ids(text))
+            if not shots or length <= with_shots:
+                return Asked(example, text, len(shots), length, room)
+            shots = shots[:-1]
+
+    def answer(self, example: Example) -> int:
+        """Positions that an answer may take."""
+        form = self.task.format
+        if not form.ranks:
+            return form.max_new_tokens
+        if example.choices not in self._answers:
+            ids = self.tokenizer([f" {c}" for c in example.choices], add_special_tokens=False)["input_ids"]
+            self._answers[example.choices] = max(map(len, ids)) - 1  # the last token is predicted, not read
+        return self._answers[example.choices]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(
+            self.tokenizer(text, add_special_tokens=adds_special_tokens(self.style), verbose=False)["input_ids"]
+        )
+
+    def _cut(self, asked: Asked) -> Asked:
+        """The end of a text, as much as fits."""
+        text, length = asked.text, asked.length
+        while length > asked.room and text:
+            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+                "offset_mapping"
+            ]
+            over = min(length - asked.room, len(offsets) - 1)
+            text = text[max(1, offsets[over][0]) :]
+            length = len(self._ids(text))
+        return Asked(asked.example, text, asked.shots, length, asked.room, is_cut=True)
+
+    def _stopped(self, long: Sequence[Asked], num: int) -> str:
+        first = long[0]
+        more = f", and so do {len(long) - 1} of the other {num - 1} items" if long[1:] else ""
+        return (
+            f"example {first.example.id}: its prompt has {first.length} tokens and its answer up to {self.answer(first.example)} more, but "
+            f"the context holds {self.context}{more}; set evaluate.too_long to `wrong` (they count as wrong) or `cut` (their beginning is "
+            f"cut off), or use a model with a longer context"
+        )
