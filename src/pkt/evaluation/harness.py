@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError, UnsupportedModelError
 from pkt.evaluation.asking import Asked, Asking
+from pkt.evaluation.choices import ranked
 from pkt.evaluation.execution import Execution
 from pkt.evaluation.grading import check_gradable, grades
 from pkt.evaluation.sampling import Sampler
@@ -186,13 +187,16 @@ def _harness_model(
     from lm_eval.models.huggingface import HFLM
 
     class Scored(HFLM):
-        """Progress bars on a terminal only, and draws of our own where answers are sampled."""
+        """Progress bars on a terminal only, one pass for all choices, and draws of our own where answers are sampled."""
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            def plainly(rest: list) -> list[tuple[float, bool]]:
+                return super(Scored, self).loglikelihood(rest, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+            return ranked(self, requests, plainly)
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
             settings = sampler.taking_over(context, settings)

@@ -1,0 +1,110 @@
+"""Ranking of MMLU's letters against plain lm-eval, in one run: `python benchmarks/ranking.py --data DIR`.
+
+The same questions go through `pkt.evaluation.choices.ranked` (one pass for all letters, logits where they decide, shared
+beginnings read once), through the same without sharing, and through lm-eval's HFLM. Prints seconds, the ratio, and how far
+the log-likelihoods are apart. `--whole` times `pkt.evaluate` on the whole test set, loading included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+import pkt
+from pkt.evaluation import choices, ranking
+from pkt.evaluation.asking import Asking
+from pkt.evaluation.harness import _harness_model, draw
+from pkt.evaluation.sampling import Sampler
+from pkt.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """What lm-eval's model reads of a request."""
+
+    args: tuple[str, str]
+
+
+def requests(task: Task, lm: pkt.LM, style: str, shots: int, limit: int | None) -> list[Request]:
+    """Every question with every letter, as the harness sends them."""
+    protocol = replace(task.format.protocol, shots=shots, too_long="cut")
+    asking = Asking(task, style, lm.tokenizer, lm.dims.context, protocol)
+    asked = asking.all(draw(task.split("test"), limit, 0))
+    return [Request((item.text, f" {choice}")) for item in asked for choice in item.example.choices]
+
+
+def timed(ask: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
+    start = time.perf_counter()
+    found = ask()
+    return time.perf_counter() - start, found
+
+
+def unshared(lm: HFLM, asked: list[Request]) -> list[Any]:
+    """As `ranked`, every question from its first token on."""
+    pays, ranking._pays = ranking._pays, lambda *_: False
+    try:
+        return choices.ranked(lm, asked, lambda rest: HFLM.loglikelihood(lm, rest, disable_tqdm=True))
+    finally:
+        ranking._pays = pays
+
+
+def best(found: list[Any]) -> list[int]:
+    """The letter of every question."""
+    values = torch.tensor([value for value, _ in found]).view(-1, 4)
+    return values.argmax(-1).tolist()
+
+
+def compare(lm: pkt.LM, task: Task, style: str, shots: int, limit: int | None, rows: int) -> None:
+    asked = requests(task, lm, style, shots, limit)
+    with lm.loaded() as model:
+        harness = _harness_model(model, lm.tokenizer, style, rows, lm.dims.context, Sampler(0))
+
+        def plainly(rest: list[Request]) -> list[Any]:
+            return HFLM.loglikelihood(harness, rest, disable_tqdm=True)
+
+        choices.ranked(harness, asked[:8], plainly)  # the first pass of a process is slow
+        seconds, fast = timed(lambda: choices.ranked(harness, asked, plainly))
+        seconds_unshared, _ = timed(lambda: unshared(harness, asked))
+        seconds_plain, slow = timed(lambda: plainly(asked))
+    apart = max(abs(a - b) for (a, _), (b, _) in zip(fast, slow, strict=True))
+    differ = sum(a != b for a, b in zip(best(fast), best(slow), strict=True))
+    print(
+        f"{shots} shots, {len(asked) // 4} questions: pkt {seconds:.1f} s, without sharing {seconds_unshared:.1f} s, "
+        f"lm-eval {seconds_plain:.1f} s, ratio {seconds_plain / seconds:.1f}; log-likelihoods apart by {apart:.1e} at most, "
+        f"{differ} other letters",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="nano/target")
+    parser.add_argument("--style", default="plain")
+    parser.add_argument("--shots", type=int, nargs="*", default=[0, 5])
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--whole", action="store_true")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    task, lm = pkt.task("mmlu", args.data), pkt.LM(args.model, device=args.device, dtype=args.dtype)
+    print(f"{args.model} on {lm.torch_device}, {torch.get_num_threads()} threads", flush=True)
+    if args.whole:
+        lines = pkt.evaluate(lm, task, style=args.style, batch_size=args.batch_size)
+        score = sum(line["score"] for line in lines) / len(lines)
+        print(f"whole test set: {len(lines)} questions, {time.perf_counter() - start:.0f} s, score {score:.4f}")
+        return
+    for shots in args.shots:
+        compare(lm, task, args.style, shots, args.limit, args.batch_size)
+
+
+if __name__ == "__main__":
+    main()
