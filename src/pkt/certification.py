@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ class Certification:
         self.locate()
         jobs, machine = self.jobs(), self.run.machine
         workers = machine.workers or automatic_workers(self.run)
+        at_a_time = machine.execution.workers or max(1, cores() // workers)  # programs of one process
+        machine = replace(machine, execution=replace(machine.execution, workers=at_a_time))
         build = partial(_jobs, self.run.recipe.model_dump_json(), self.run.folder, machine)
         with Pool(build, Jobs.work, workers, max(1, cores() // workers)) as pool:
             rates = self._learning_rates(pool, jobs)

@@ -34,11 +34,17 @@ def say(text: str) -> None:
 
 def show_run(folder: Path) -> None:
     """A run's scores, and where things are."""
+    from pkt.listing import table
+    from pkt.report.parts import part_rows, pass_rows
     from pkt.report.table import rich_table
 
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary["scores"]:
         out.print(rich_table(summary))
+        for rows in (pass_rows(summary), part_rows(summary, "group")):
+            if rows:
+                say("")
+                out.print(table(rows))
     else:
         say("nothing was scored: evaluate.arms is empty")
     for warning in summary["warnings"]:

@@ -23,3 +23,7 @@ class UnsupportedModelError(PktError, ValueError):
 
 class TrainingError(PktError, RuntimeError):
     """A loss became NaN or infinite."""
+
+
+class SandboxError(PktError, RuntimeError):
+    """Code that a model has written may not be run, or cannot be run safely here."""

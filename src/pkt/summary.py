@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pkt.evaluation.statistics import summarise
+from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.nano.chance import chance
+from pkt.protocols import protocol_of
 from pkt.report.words import changed_in_words
 from pkt.stages import flop_of
 
@@ -36,7 +38,9 @@ def write_summary(run: Run) -> dict[str, Any]:
         "reads_source": run.method.reads_source,
         "source": _model(run.source),
         "target": _model(run.target),
+        "protocol": _protocol(run),
         "scores": _scores(run),
+        "parts": by_part(run.scores.lines()) if run.task.format.name == "mmlu" and not is_nano(run.task.name) else [],
         "perplexity": _perplexity(run),
         **effort(run),
         "history": [],
@@ -114,6 +118,11 @@ def _scores(run: Run) -> list[dict[str, Any]]:
     for row in rows:
         row["chance"] = chance(run.task.name, row["tier"])
     return rows
+
+
+def _protocol(run: Run) -> dict[str, Any]:
+    """How the task was asked, and the version of its prompts and grades."""
+    return {"version": run.task.format.version, **asdict(protocol_of(run.recipe, run.task))}
 
 
 def _perplexity(run: Run) -> dict[str, Any] | None:

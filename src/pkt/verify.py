@@ -14,6 +14,7 @@ from pkt.certification import Certification
 from pkt.certify.search import Search
 from pkt.environment import code
 from pkt.errors import ConfigError, DataError
+from pkt.evaluation.grading import earned
 from pkt.evidence import FORMAT, certificate, jobs_of, read_lines, scores_path
 from pkt.jobs import GUARD_TEXT, Job, read_record
 from pkt.machine import Machine
@@ -191,22 +192,28 @@ def _deltas(made: Certification, found: dict[str, Any]) -> Check:
 
 
 def _grades(made: Certification) -> Check:
-    """The scores follow from the outputs, but for the guard text, which has none."""
+    """The scores follow from the outputs, but for the guard text, which has none, and for programs that may not be run."""
     tasks = {task.name: task for task in (made.run.task, *made.guard_tasks)}
     examples = {name: {e.id: e for e in task.split("test")} for name, task in tasks.items()}
     paths = [scores_path(made, arm) for arm in ("target", "source")]
     paths += [scores_path(made, arm, seed) for arm in made.arms for seed in made.seeds]
-    count = 0
+    count, left = 0, 0
     for path in paths:
-        for line in read_lines(path):
-            if line["task"] == GUARD_TEXT:
-                continue
-            example = examples.get(line["task"], {}).get(line["id"])
-            if example is None:
+        lines = [line for line in read_lines(path) if line["task"] != GUARD_TEXT]
+        for line in lines:
+            if line["id"] not in examples.get(line["task"], {}):
                 return Check("grades", False, f"{path}: {line['id']} is no test item of {line['task']}")
-            if float(tasks[line["task"]].format.grade(example, line["output"])) != line["score"]:
-                return Check("grades", False, f"{path}: {line['id']} has another score than its output earns")
-            count += 1
+        for name, task in tasks.items():
+            of_task = [line for line in lines if line["task"] == name]
+            found = earned(task, examples[name], of_task, made.run.style, made.run.machine.execution)
+            for line, score in zip(of_task, found, strict=True):
+                if score not in (None, line["score"]):
+                    return Check("grades", False, f"{path}: {line['id']} has another score than its output earns")
+            left += found.count(None)
+            count += len(found) - found.count(None)
+    if left:
+        detail = f"{count} outputs graded again; the programs of {left} were not run: --allow-code-execution runs them"
+        return Check("grades", None, detail)
     return Check("grades", True, f"{count} outputs graded again")
 
 

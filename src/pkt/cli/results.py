@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pkt.cli.options import Batch, Device, Folder, Out, RecipeArg, Set, Workers, machine_of
+from pkt.cli.options import AllowCode, Batch, Device, Folder, NoSandbox, Out, RecipeArg, Set, Workers, machine_of
 from pkt.console import out, say, show_certificate, show_comparison
 from pkt.errors import ConfigError
 from pkt.listing import arm_rows, table, work_in_words
@@ -21,6 +21,8 @@ def certify(
     device: Device = "auto",
     batch_size: Batch = 64,
     workers: Workers = 0,
+    allow_code: AllowCode = False,
+    no_sandbox: NoSandbox = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the arms and the work, and stop")] = False,
 ) -> None:
     """Is it transfer, or tuning? All control arms, learning rates and seeds; then the verdict."""
@@ -29,7 +31,7 @@ def certify(
     from pkt.evidence import certify as make
     from pkt.run import Run
 
-    asked, machine = load_recipe(recipe, set_ or ()), machine_of(device, batch_size, workers)
+    asked, machine = load_recipe(recipe, set_ or ()), machine_of(device, batch_size, workers, allow_code, no_sandbox)
     if dry_run:
         with tempfile.TemporaryDirectory() as empty:
             made = Certification(Run(asked, Path(empty), machine))
@@ -46,14 +48,17 @@ def verify(
         str | None, typer.Option(metavar="ARM", help="make this arm's deltas again and compare them byte for byte")
     ] = None,
     device: Device = "auto",
+    allow_code: AllowCode = False,
+    no_sandbox: NoSandbox = False,
 ) -> None:
     """Check a certificate: every hash, the order of work, the grades, and the verdict computed anew."""
     from pkt.verify import rerun as again
     from pkt.verify import verify as compare
 
-    checks = compare(folder, machine_of(device))
+    machine = machine_of(device, allow_code=allow_code, no_sandbox=no_sandbox)
+    checks = compare(folder, machine)
     if rerun is not None:
-        checks += again(folder, rerun, machine_of(device))
+        checks += again(folder, rerun, machine)
     results = {True: "ok", False: "FAILED", None: "note"}
     out.print(table([{"check": c.name, "result": results[c.holds], "detail": c.detail} for c in checks]))
     failed = sum(c.holds is False for c in checks)

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from pkt.cli.options import Batch, Device, Folder, Out, RecipeArg, Set, machine_of, resumed, run_of
+from pkt.cli.options import (
+    AllowCode,
+    Batch,
+    Device,
+    Folder,
+    NoSandbox,
+    Out,
+    RecipeArg,
+    Set,
+    machine_of,
+    resumed,
+    run_of,
+)
 from pkt.console import out, say, show_certificate, show_run
 from pkt.files import locked
 from pkt.listing import table
@@ -38,6 +50,8 @@ def run(
     set_: Set = None,
     device: Device = "auto",
     batch_size: Batch = 64,
+    allow_code: AllowCode = False,
+    no_sandbox: NoSandbox = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
     """Run one recipe: `pkt run nano_tuned --out runs/a --set method.steps=8`."""
@@ -46,7 +60,7 @@ def run(
 
     if dry_run:
         return plan(recipe, set_, device)
-    execute(load_recipe(recipe, set_ or ()), out_, machine_of(device, batch_size))
+    execute(load_recipe(recipe, set_ or ()), out_, machine_of(device, batch_size, 0, allow_code, no_sandbox))
     return show_run(out_) if is_first() else None
 
 
@@ -120,12 +134,18 @@ def inject(folder: Folder, device: Device = "auto") -> None:
     say(f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}")
 
 
-def evaluate(folder: Folder, device: Device = "auto", batch_size: Batch = 64) -> None:
+def evaluate(
+    folder: Folder,
+    device: Device = "auto",
+    batch_size: Batch = 64,
+    allow_code: AllowCode = False,
+    no_sandbox: NoSandbox = False,
+) -> None:
     """Stage 4: score target, source and the exported result."""
     from pkt.report.html import write
     from pkt.summary import write_summary
 
-    made = resumed(folder, device, batch_size)
+    made = resumed(folder, device, batch_size, allow_code, no_sandbox)
     with locked(folder):
         made.evaluate()
         write_summary(made)

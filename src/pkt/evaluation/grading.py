@@ -28,6 +28,26 @@ def _given(example: Example, style: str) -> str:
     return example.plain.given if style == "plain" and example.plain else ""
 
 
-def outputs_of(line: Mapping[str, Any]) -> list[str]:
-    """The outputs in a score line."""
+def earned(
+    task: Task, examples: Mapping[str, Example], lines: Sequence[Mapping[str, Any]], style: str, execution: Execution
+) -> list[float | None]:
+    """The score that the outputs of each line earn; None where they are programs that may not be run.
+
+    Args:
+        examples: by id.
+    """
+    kept = [line.get("too_long") != "wrong" for line in lines]
+    asked = [examples[line["id"]] for line in lines]
+    left = [not execution.allowed and task.format.executes(example) for example in asked]
+    texts = [_outputs(line) if k and not out else [] for line, k, out in zip(lines, kept, left, strict=True)]
+    pairs = [(example, text) for example, of_line in zip(asked, texts, strict=True) for text in of_line]
+    graded = iter(grades(task, pairs, style, execution))
+    scores = [[next(graded) for _ in of_line] for of_line in texts]
+    return [
+        None if out and k else sum(of_line) / max(1, len(of_line))
+        for of_line, k, out in zip(scores, kept, left, strict=True)
+    ]
+
+
+def _outputs(line: Mapping[str, Any]) -> list[str]:
     return list(line["outputs"]) if "outputs" in line else [line["output"]]

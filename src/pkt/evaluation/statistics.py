@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from pkt.tasks.mmlu_groups import parts
+
+KS = (1, 5, 10, 20, 50, 100)
+"""Of pass@k, as far as there are samples."""
 
 
 def mean_and_error(
@@ -39,6 +45,27 @@ def _change(items: Sequence[dict[str, Any]], before: Sequence[float | None]) -> 
     return {"change": mean, "change_error": None if np.isnan(error) else error}
 
 
+def pass_at(samples: int, correct: int, k: int) -> float:
+    """Probability that one of k answers, drawn from `samples` of which `correct` are right, is right: 1 - C(n-c, k) / C(n, k).
+
+    Source: Chen et al. 2021 (arXiv:2107.03374), equation 1; unbiased over the answers that a model gives.
+    """
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def _passes(items: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """pass@k of items with several answers, for the usual k, with one standard error over items, clustered by unit."""
+    samples = min((len(line["outputs"]) for line in items if "outputs" in line), default=0)
+    if not all("outputs" in line for line in items):
+        return {}
+    rows = []
+    for k in (k for k in KS if k <= samples):
+        found = [pass_at(len(line["outputs"]), line["correct"], k) for line in items]
+        mean, error = mean_and_error(found, [line["unit"] for line in items])
+        rows.append({"k": k, "score": mean, "standard_error": None if np.isnan(error) else error})
+    return {"pass_at": rows}
+
+
 def summarise(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Score lines to one row per arm and tier, and `all`, in the order in which they first appear."""
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -59,6 +86,31 @@ def summarise(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "num_units": len({line["unit"] for line in items}),
                 "seeds": len({line["seed"] for line in items}),
             }
+            | _passes(items)
             | _change(items, [paired.get(("target", line["seed"], line["id"])) for line in items])
         )
+    return rows
+
+
+def by_part(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Score lines of MMLU to one row per arm and group, sub-category and subject.
+
+    Standard errors are clustered by subject, as that of all items; of a part that is one subject, they are over its items.
+    """
+    rows = []
+    for arm in dict.fromkeys(line["arm"] for line in lines):
+        for kind, name, of_part in parts([line for line in lines if line["arm"] == arm]):
+            units = [line["unit"] for line in of_part]
+            clusters = units if len(set(units)) > 1 else [line["id"] for line in of_part]
+            mean, error = mean_and_error([line["score"] for line in of_part], clusters)
+            rows.append(
+                {
+                    "arm": arm,
+                    "kind": kind,
+                    "name": name,
+                    "score": mean,
+                    "standard_error": None if np.isnan(error) else error,
+                    "num_items": len(of_part),
+                }
+            )
     return rows

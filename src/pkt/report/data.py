@@ -28,6 +28,12 @@ class ModelInfo(TypedDict):
     weights: NotRequired[str]
 
 
+class PassAt(TypedDict):
+    k: Count
+    score: Score
+    standard_error: FiniteFloat | None
+
+
 class ScoreLine(TypedDict):
     arm: str
     tier: str
@@ -39,6 +45,25 @@ class ScoreLine(TypedDict):
     chance: NotRequired[Score | None]
     change: NotRequired[FiniteFloat]
     change_error: NotRequired[FiniteFloat | None]
+    pass_at: NotRequired[list[PassAt]]
+
+
+class PartLine(TypedDict):
+    arm: str
+    kind: str
+    name: str
+    score: Score
+    standard_error: FiniteFloat | None
+    num_items: Count
+
+
+class ProtocolInfo(TypedDict):
+    version: Count
+    shots: Count
+    samples: Count
+    temperature: FiniteFloat
+    top_p: FiniteFloat
+    too_long: str
 
 
 class LayerScores(TypedDict):
@@ -95,7 +120,9 @@ class Summary(TypedDict):
     method: str
     source: ModelInfo
     target: ModelInfo
+    protocol: NotRequired[ProtocolInfo]
     scores: NotRequired[list[ScoreLine]]
+    parts: NotRequired[list[PartLine]]
     trained_parameters: NotRequired[Count | None]
     labels: NotRequired[Count | None]
     steps: NotRequired[Count | None]

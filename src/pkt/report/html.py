@@ -14,6 +14,7 @@ from pkt.report import certificate_plots, plots
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import RunFolder, read
 from pkt.report.numbers import finite, interval, p_value, percent, signed
+from pkt.report.parts import KINDS, asked, part_rows, pass_rows
 from pkt.report.table import ARMS, TIERS, arm_names, score_rows
 from pkt.report.verdict import comparisons, level, stamp
 from pkt.report.words import delta_totals, effort, headline, perplexity_change, shared_layers
@@ -82,6 +83,9 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "has_penalty": all("penalty" in step for step in summary.get("history", [])),
         "rows": rows,
         "arms": arm_names(summary),
+        "asked": asked(summary),
+        "passes": pass_rows(summary),
+        "parts": {kind: part_rows(summary, kind) for kind in KINDS} if summary.get("parts") else {},
         "tiers": {row.tier: TIERS[row.tier] for row in rows if row.tier in TIERS},
         "perplexity": _perplexity(summary),
         "delta": delta,

@@ -1,4 +1,8 @@
-"""HumanEval and MBPP: Python functions from docstrings and from descriptions."""
+"""HumanEval, MBPP and MBPP+: Python functions from docstrings and from descriptions.
+
+The program of an item is its header, what the model wrote (`programs.py`) and its tests, as in Open-Instruct's protocol; the sandbox
+runs it, with the protocol's seconds as CPU time. Nano items are one-expression functions, which are never run.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,8 @@ def grade_code(example: Example, output: str) -> float:
         DataError: the item needs its tests to be run.
     """
     if not example.tier:
-        raise DataError(
-            f"{example.id}: grading generated code of this task needs the sandbox, which is not part of this version; "
-            f"score a nano task, mmlu or gsm8k"
-        )
+        expected = "run its tests" if example.tests else "an item of a test set, whose tests can be run"
+        raise DataError(f"{example.id}: an answer of this task cannot be graded by its text; expected {expected}")
     return float(same_function(output, example.answer))
 
 
@@ -38,7 +40,8 @@ def _code_answer(response: str) -> str:
 
 
 def _humaneval_test(row: Row, where: str) -> Example:
-    name, prompt, solution = (field(row, f, str, where) for f in ("task_id", "prompt", "canonical_solution"))
+    fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    name, prompt, solution, test, entry = (field(row, f, str, where) for f in fields)
     instruction = field(row, "instruction", str, where) if "instruction" in row else ""
     start = PACK_PREFIX if instruction else CODE_PREFIX
     return Example(
@@ -48,6 +51,8 @@ def _humaneval_test(row: Row, where: str) -> Example:
         answer=prompt + solution,
         unit=name,
         opening=PACK_PREFIX + prompt if instruction else "",
+        header=prompt,
+        tests=f"{test}\ncheck({entry})",
         plain=Plain(prompt, solution),
     )
 
@@ -64,17 +69,44 @@ def _mbpp_plain(prompt: str, response: str) -> Plain:
 
 
 def _mbpp_test(row: Row, where: str) -> Example:
-    number = field(row, "task_id", int, where)
-    text, code = (field(row, f, str, where).replace("\r\n", "\n") for f in ("text", "code"))
-    user = f"{INSTRUCTION}{text}\n{code.split(':', 1)[0]}"
+    text, code, setup = (_lines(row, f, where) for f in ("text", "code", "test_setup_code"))
+    return _mbpp(row, where, "mbpp", f"{text}\n", code, f"{setup}\n" + "\n".join(_asserts(row, where)))
+
+
+def _mbpp_plus_test(row: Row, where: str) -> Example:
+    """A row of EvalPlus's file, whose code starts with a line break and whose tests are a script that imports numpy."""
+    text, code, tests = (_lines(row, f, where) for f in ("prompt", "code", "test"))
+    return _mbpp(row, where, "mbpp_plus", text, code, tests)
+
+
+def _mbpp(row: Row, where: str, name: str, text: str, code: str, tests: str) -> Example:
+    name = f"{name}/{field(row, 'task_id', int, where)}"
+    user = f"{INSTRUCTION}{text}{code.split(':', 1)[0]}"
     return Example(
-        id=f"mbpp/{number}",
+        id=name,
         prompt=user,
         response=CODE_PREFIX + code,
         answer=code,
-        unit=f"mbpp/{number}",
+        unit=name,
+        tests=tests,
         plain=_mbpp_plain(user, CODE_PREFIX + code),
     )
+
+
+def _lines(row: Row, name: str, where: str) -> str:
+    return str(field(row, name, str, where)).replace("\r\n", "\n")
+
+
+def _asserts(row: Row, where: str) -> list[str]:
+    """The test list.
+
+    Raises:
+        DataError: it is empty, or holds something else than texts.
+    """
+    found = field(row, "test_list", list, where)
+    if not found or not all(isinstance(text, str) for text in found):
+        raise DataError(f"{where}: field test_list holds {found!r}, expected assertions")
+    return [text.replace("\r\n", "\n") for text in found]
 
 
 HUMANEVAL = Format(
@@ -86,6 +118,7 @@ HUMANEVAL = Format(
     stop=(*CODE_STOPS, f"\n{FENCE}"),
     plain_stop=CODE_STOPS,
     protocol=replace(SAMPLED, top_p=0.95),
+    seconds=3,
     version=2,
 )
 MBPP = Format(
@@ -98,5 +131,7 @@ MBPP = Format(
     plain_stop=(*CODE_STOPS, FENCE),
     protocol=SAMPLED,
     plain=_mbpp_plain,
+    seconds=10,
     version=2,
 )
+MBPP_PLUS = replace(MBPP, name="mbpp_plus", from_test=_mbpp_plus_test, packages=("numpy",), version=1)

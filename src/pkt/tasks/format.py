@@ -51,6 +51,10 @@ class Format:
     """Tokens that a prompt with worked examples may have, where that is less than the context."""
     plain: Callable[[str, str], Plain] | None = None
     """User's and assistant's text to those of the plain style; None: both as they are, with a line break between."""
+    seconds: int = 0
+    """CPU time of one program, where grading runs programs."""
+    packages: tuple[str, ...] = ()
+    """Installed packages that the tests import."""
     version: int = 1
     """Of prompts and grades: raise it when one of them changes."""
 
@@ -66,6 +70,10 @@ class Format:
             plain=None,
             version=1,
         )
+
+    def executes(self, example: Example) -> bool:
+        """Whether grading runs code that the model wrote: real code items have tests, nano ones are evaluated by their text."""
+        return bool(self.seconds and example.tests)
 
     def stops(self, style: str) -> tuple[str, ...]:
         """Texts that end an answer in a prompt style."""

@@ -20,6 +20,7 @@ from pkt.registry import nearest
 from pkt.tasks.base import UNLABELLED, Example, Task
 from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
+from pkt.tasks.instructions import reader_in, reader_on_hub
 from pkt.tasks.jsonl import read_jsonl
 from pkt.tasks.mmlu import LETTERS
 from pkt.tasks.shots import worked_in, worked_on_hub
@@ -133,7 +134,7 @@ def _folder(form: Format, folder: Path, split: str) -> list[Example]:
     if split == "test":
         place = folder / "test" / form.name
         path = next((p for p in (place / "test.jsonl", place / "test.jsonl.gz") if p.is_file()), place / "test.jsonl")
-        return _examples(path, form.from_test)
+        return _examples(path, reader_in(form, folder))
     place = folder / "splits" / form.name
     if split == UNLABELLED:
         path = place / f"{UNLABELLED}.jsonl"
@@ -217,5 +218,6 @@ class _Dealt:
                 f"{self.form.name}: data set {path} could not be read from the hub ({type(e).__name__}); "
                 f"give a folder with --set task.data=DIR"
             ) from e
-        examples = [self.form.from_test(dict(row), f"{path}/{split}/{i}") for i, row in enumerate(rows)]
+        read = reader_on_hub(self.form)
+        examples = [read(dict(row), f"{path}/{split}/{i}") for i, row in enumerate(rows)]
         return [e for e in examples if not _is_corrupt(e, e.id)]
