@@ -19,6 +19,7 @@ from pkt.memo import memo_files
 from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
+from pkt.overlap import record_overlap
 from pkt.processes import num_processes, told_by_first
 from pkt.protocols import asking, protocol_of
 from pkt.scores import Scores
@@ -117,10 +118,11 @@ class Run:
         return self.recipe.task.prompt_style
 
     def start(self) -> None:
-        """Write the recipe and the environment."""
+        """Write the recipe, the environment, and what the data shares with test sets."""
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         write_json(self.folder / "env.json", found)
+        record_overlap(self)
 
     def locate(self) -> None:
         """Attribution scores of both models, kept in `neurons/`."""

@@ -22,7 +22,7 @@ from pkt.models.checkpoint import file_digest
 
 log = logging.getLogger(__name__)
 
-STAGES = ("locate", "prepare", "align", "inject", "evaluate")
+STAGES = ("overlap", "locate", "prepare", "align", "inject", "evaluate")
 SHARED = ("locate", "prepare")
 """Stages whose result all arms and seeds of a certificate share."""
 VERSION = 1

@@ -14,6 +14,7 @@ from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.nano.chance import chance
+from pkt.overlap import folder_warnings
 from pkt.protocols import protocol_of
 from pkt.report.words import changed_in_words
 from pkt.stages import flop_of
@@ -49,7 +50,7 @@ def write_summary(run: Run) -> dict[str, Any]:
             {"stage": name, **{k: s[k] for k in ("seconds", "peak_memory_gib", "flop") if k in s}}
             for name, s in sorted(run.stages.records().items(), key=lambda item: _order(item[0], run))
         ],
-        "warnings": [],
+        "warnings": folder_warnings(folder),
     }
     if (folder / "delta.safetensors").is_file():
         delta = Delta.load(folder / "delta.safetensors")
@@ -57,7 +58,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         if "layers" in delta.provenance:
             summary["layers"] = delta.provenance["layers"]
         summary["delta"] = _sizes(delta, run.target)
-        summary["warnings"] = _warnings(delta, run)
+        summary["warnings"] += _warnings(delta, run)
     if (folder / "export.json").is_file():
         summary["export"] = json.loads((folder / "export.json").read_text())
     write_json(folder / "summary.json", summary)

@@ -11,7 +11,9 @@ import pytest
 from pkt.errors import ConfigError, DataError
 from pkt.nano import world
 from pkt.tasks.base import SPLITS
-from pkt.tasks.sources import DEALT, TASKS, task
+from pkt.tasks.formats import FORMATS
+from pkt.tasks.hub import DEALT
+from pkt.tasks.sources import TASKS, task
 
 
 def gsm8k_row(i: int, **more: object) -> dict:
@@ -43,7 +45,7 @@ def test_unknown_task() -> None:
         task("nano/gms8k")
     with pytest.raises(ConfigError, match="embedded"):
         task("nano/gsm8k", "somewhere")
-    assert set(TASKS) == {f"{prefix}{name}" for prefix in ("", "nano/") for name in world.TASKS}
+    assert set(TASKS) == {*FORMATS, *(f"nano/{name}" for name in world.TASKS)}
 
 
 @pytest.mark.parametrize("name", world.TASKS)
@@ -191,7 +193,7 @@ def test_hub_without_training_data_or_network(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(DataError, match="gsm8k: data set openai/gsm8k could not be read from the hub.*task.data=DIR"):
+    with pytest.raises(DataError, match="data set openai/gsm8k could not be read from the hub.*task.data=DIR"):
         task("gsm8k").split("test")
 
 

@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pkt.evaluation.execution import Execution
+from pkt.evaluation.execution import Execution, grade_programs
 from pkt.tasks.base import Example, Task
 
 
 def check_gradable(task: Task, examples: Sequence[Example], execution: Execution) -> None:
     """Raise PktError if the outputs of some example could not be graded."""
+    if any(task.format.executes(example) for example in examples):
+        execution.check(task.name)
     for example in examples:
-        task.format.grade(example, "")
+        if not task.format.executes(example):
+            task.format.grade(example, "")
 
 
 def grades(task: Task, items: Sequence[tuple[Example, str]], style: str, execution: Execution) -> list[float]:
-    """The score in [0, 1] of every output, in order.
+    """The score in [0, 1] of every output, in order. Of equal programs one is run.
 
     Args:
         style: of the prompts, for code that stands in the prompt and belongs to the answer.
+
+    Raises:
+        SandboxError: programs may not or cannot be run.
     """
-    return [task.format.grade(example, _given(example, style) + output) for example, output in items]
+    form = task.format
+    whole = [(example, _given(example, style) + output) for example, output in items]
+    programs = {(e.id, text): (e, text) for e, text in whole if form.executes(e)}
+    found = grade_programs(task, list(programs.values()), execution) if programs else []
+    known = {key: grade.score for key, grade in zip(programs, found, strict=True)}
+    return [known[e.id, text] if (e.id, text) in known else form.grade(e, text) for e, text in whole]
 
 
 def _given(example: Example, style: str) -> str:

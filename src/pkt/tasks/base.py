@@ -13,6 +13,7 @@ from pkt.errors import DataError
 
 if TYPE_CHECKING:
     from pkt.tasks.format import Format
+    from pkt.tasks.reading import Dropped
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Task:
     """Examples to locate with in place of the extract split, for a control arm."""
     worked: Callable[[], Sequence[Example]] | None = None
     """Reads the worked examples that may stand before a question, in their order; None: there are none."""
+    dropped: list[Dropped] = field(default_factory=list, repr=False)
+    """Rows that were left out when splits were read."""
     _splits: dict[str, list[Example]] = field(default_factory=dict, repr=False)
 
     @property
@@ -154,17 +157,28 @@ class Task:
         return found[:count]
 
     def without_test_items(self) -> Task:
-        """This task with all other splits rid of examples whose prompt stands in the test split; says which were dropped."""
+        """This task with all other splits rid of examples that are test items; says which were dropped, and notes them.
+
+        Test items are told by `contamination`, those of the nano world by their prompt.
+        """
+        from pkt.tasks.contamination import repeats
+        from pkt.tasks.reading import Dropped
 
         def load(name: str) -> list[Example]:
             examples = self.split(name)
             if name == "test":
                 return examples
-            asked = {example.prompt for example in self.split("test")}
-            dropped = [example.id for example in examples if example.prompt in asked]
-            if dropped:
-                log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ", ".join(dropped))
-            return [example for example in examples if example.prompt not in asked]
+            test = self.split("test")
+            if self.origin == "nano":
+                asked = {e.prompt for e in test}
+                found = {i: "stands in test" for i, e in enumerate(examples) if e.prompt in asked}
+            else:
+                found = repeats(self.format.name, examples, self.format.name, test)
+            if found:
+                ids = ", ".join(examples[i].id for i in sorted(found))
+                log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ids)
+            self.dropped.extend(Dropped(f"{self.name} {name}", examples[i].id, why) for i, why in sorted(found.items()))
+            return [e for i, e in enumerate(examples) if i not in found]
 
         return replace(self, load=load, _splits={})
 

@@ -17,8 +17,6 @@ from pkt.tasks.jsonl import read_jsonl
 log = logging.getLogger(__name__)
 
 NAME = "humanevalpack_python.jsonl"
-HUB = ("bigcode/humanevalpack", "python", "test")
-"""Data set, configuration, split."""
 
 
 def reader_in(form: Format, folder: Path) -> Callable[[Row, str], Example]:
@@ -31,18 +29,18 @@ def reader_in(form: Format, folder: Path) -> Callable[[Row, str], Example]:
     return _with(form, ((where, row) for where, row in read_jsonl(path)))
 
 
-def reader_on_hub(form: Format) -> Callable[[Row, str], Example]:
-    """What reads the test rows of the hub's data set."""
+def reader_with(form: Format, rows: Callable[[], Iterable[tuple[str, Row]]]) -> Callable[[Row, str], Example]:
+    """What reads the test rows of the hub's data set.
+
+    Args:
+        rows: reads the instructions' own data set; DataError where that cannot be read.
+    """
     if form.name != "humaneval":
         return form.from_test
-    import datasets
-
-    path, config, split = HUB
     try:
-        rows = datasets.load_dataset(path, config, split=split)
-    except (OSError, ValueError, RuntimeError) as e:
-        return _without(form, f"data set {path} could not be read from the hub ({type(e).__name__})")
-    return _with(form, ((f"{path}/{i}", dict(row)) for i, row in enumerate(rows)))
+        return _with(form, rows())
+    except DataError as e:
+        return _without(form, str(e))
 
 
 def _with(form: Format, rows: Iterable[tuple[str, Row]]) -> Callable[[Row, str], Example]:

@@ -1,6 +1,7 @@
 """Worked examples that may stand before a question: rows of a data folder or of the hub, or a file of the package.
 
-MMLU's are its dev rows. GSM8K's are the eight chains of thought of Wei et al. 2022 (arXiv:2201.11903, Table 20), which are embedded.
+MMLU's are its dev rows. GSM8K's are the eight chains of thought of Wei et al. 2022 (arXiv:2201.11903, Table 20), MATH's the four of Minerva's prompt
+(Lewkowycz et al. 2022, arXiv:2206.14858, appendix D.2), without the sentence `Final Answer: ...` after the box. Both are embedded.
 A data folder's own file, `test/TASK/NAME`, comes before an embedded one.
 """
 
@@ -16,7 +17,7 @@ from pkt.tasks.jsonl import read_jsonl
 
 NAMES = {"mmlu": ("dev.jsonl", "dev.jsonl.gz"), "gsm8k": ("cot_exemplars.jsonl",)}
 """Files of a data folder."""
-EMBEDDED = {"gsm8k": Path(__file__).parent / "gsm8k_cot.jsonl"}
+EMBEDDED = {name: Path(__file__).parent / f"{name}_cot.jsonl" for name in ("gsm8k", "math")}
 
 
 def worked_in(form: Format, folder: Path) -> Sequence[Example]:
