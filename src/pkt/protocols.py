@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pkt.config import Recipe
+from pkt.config import EvaluateSection, Recipe
 from pkt.tasks.base import Task, fingerprint
 from pkt.tasks.protocol import Protocol, resolved
 
 OWN = ("shots", "samples", "temperature", "top_p")
 """Keys of `evaluate` that speak of the recipe's own task alone."""
+
+
+def unset(recipe: Recipe) -> set[str]:
+    """Keys of `evaluate` about the protocol that the recipe leaves alone: older recipes do not have them."""
+    cfg, usual = recipe.evaluate, EvaluateSection()
+    return {key for key in (*OWN, "too_long") if getattr(cfg, key) == getattr(usual, key)}
 
 
 def protocol_of(recipe: Recipe, task: Task) -> Protocol:

@@ -21,7 +21,7 @@ from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.overlap import record_overlap
 from pkt.processes import num_processes, told_by_first
-from pkt.protocols import asking, protocol_of
+from pkt.protocols import asking, protocol_of, unset
 from pkt.scores import Scores
 from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
@@ -277,7 +277,8 @@ class Run:
 
     def certified_key(self) -> str:
         """Hash of what in the recipe decides a certificate."""
-        return key_of(self.recipe.model_dump(mode="json", exclude={"name": True, "export": True, "evaluate": {"arms"}}))
+        hidden = {"arms", *unset(self.recipe)}
+        return key_of(self.recipe.model_dump(mode="json", exclude={"name": True, "export": True, "evaluate": hidden}))
 
     @cached_property
     def _location(self) -> list[Any] | None:

@@ -285,9 +285,10 @@ def test_code_that_cannot_be_graded_is_refused_before_the_work(refused, data):
     write_lines(data / "splits" / "mbpp" / "extract.jsonl", rows[:1])
     write_lines(data / "splits" / "mbpp" / "align.jsonl", rows[1:])
     write_lines(
-        data / "test" / "mbpp" / "test.jsonl", [{"task_id": 3, "text": "Write f.", "code": "def f(): return 3"}]
+        data / "test" / "mbpp" / "test.jsonl",
+        [{"task_id": 3, "text": "Write f.", "code": "def f(): return 3", "test_list": ["assert f() == 3"]}],
     )
-    refused(["mbpp/3", "sandbox", "score a nano task"], task={"name": "mbpp", "data": str(data)})
+    refused(["mbpp/3", "run its tests"], task={"name": "mbpp", "data": str(data)})
 
 
 def test_a_tokenizer_without_chat_template(refused, make_lm, model_folder, shared_data):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pkt.errors import ConfigError, DataError, UnsupportedModelError
+from pkt.errors import ConfigError, DataError, SandboxError, UnsupportedModelError
 from pkt.evaluation.harness import draw, score
 from pkt.evaluation.perplexity import perplexity
 from pkt.nano import world
@@ -285,11 +285,12 @@ def test_prompts_that_leave_no_room_are_named(kind, answer, model, tokenizer, re
 
 
 def test_what_cannot_be_graded_stops_before_any_work(model, tokenizer, ranking) -> None:
-    item = Example("HumanEval/0", "q", "r", "def f(x): return x", "HumanEval/0")
+    item = Example("HumanEval/0", "q", "r", "def f(x): return x", "HumanEval/0", tests="check(f)")
     code = Task("humaneval", FORMATS["humaneval"], lambda split: [item], "toy")
+    split_row = replace(code, load=lambda split: [replace(item, tests="")])
     calls: list[int] = []
     with model.register_forward_pre_hook(lambda *_: calls.append(1)):
-        with pytest.raises(DataError, match="HumanEval/0.*sandbox"):
+        with pytest.raises(DataError, match="HumanEval/0.*cannot be graded by its text"):
             score(model, tokenizer, code, style="plain")
         with pytest.raises(DataError, match="split train is empty"):
             score(model, tokenizer, ranking, style="plain", split="train")

@@ -22,16 +22,17 @@ def gsm8k(answer: str) -> Example:
 
 
 def test_table() -> None:
-    assert set(FORMATS) >= {"mmlu", "gsm8k", "humaneval", "mbpp", "math"}
-    four = {name: FORMATS[name] for name in ("mmlu", "gsm8k", "humaneval", "mbpp")}
-    assert {name: f.prefix for name, f in four.items()} == {
+    assert set(FORMATS) == {"mmlu", "gsm8k", "humaneval", "mbpp", "mbpp_plus", "math"}
+    published = {name: form for name, form in FORMATS.items() if name != "math"}
+    assert {name: f.prefix for name, f in published.items()} == {
         "mmlu": "The answer is:",
         "gsm8k": "Answer:",
         "humaneval": "Here is the completed function:\n\n\n```python\n",
         "mbpp": "Here is the completed function:\n\n\n```python\n",
+        "mbpp_plus": "Here is the completed function:\n\n\n```python\n",
     }
     assert [name for name, f in FORMATS.items() if f.ranks] == ["mmlu"]
-    assert {f.max_new_tokens for f in four.values() if not f.ranks} == {512}
+    assert {f.max_new_tokens for f in published.values() if not f.ranks} == {512}
 
 
 @pytest.mark.parametrize(
@@ -116,27 +117,42 @@ def test_mmlu_rows() -> None:
     assert [FORMATS["mmlu"].grade(found, choice) for choice in "ABCD"] == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_code_rows_are_read_but_not_graded() -> None:
+def test_code_rows_are_read_and_their_grade_is_a_run() -> None:
     mbpp = {
         "text": "Add one.",
         "code": "def add(x):\r\n  return x + 1",
         "task_id": 11,
-        "test_list": ["assert add(1) == 2"],
+        "test_setup_code": "one = 1\r\n",
+        "test_list": ["assert add(one) == 2", "assert add(2) == 3"],
     }
     found = FORMATS["mbpp"].from_test(mbpp, WHERE)
     assert found.prompt == "Complete the following python function.\n\n\nAdd one.\ndef add(x)"
     assert found.response == CODE_PREFIX + "def add(x):\n  return x + 1"
+    assert (found.header, found.tests) == ("", "one = 1\n\nassert add(one) == 2\nassert add(2) == 3")
     humaneval = {
         "task_id": "HumanEval/0",
+        "entry_point": "add",
+        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
         "prompt": 'def add(x):\n    """One more."""\n',
         "canonical_solution": "    return x + 1\n",
     }
     other = FORMATS["humaneval"].from_test(humaneval, WHERE)
     assert other.prompt == "Complete the following python function.\n\n\n" + humaneval["prompt"]
     assert other.id == other.unit == "HumanEval/0"
-    for name, example in (("mbpp", found), ("humaneval", other)):
-        with pytest.raises(DataError, match="sandbox"):
+    assert other.header == humaneval["prompt"]
+    assert other.tests == humaneval["test"] + "\ncheck(add)"
+    plus = {"prompt": "Add one.", "code": "\ndef add(x):\n  return x + 1", "task_id": 2, "test": "assert add(1) == 2"}
+    third = FORMATS["mbpp_plus"].from_test(plus, WHERE)
+    assert third.prompt == "Complete the following python function.\n\n\nAdd one.\ndef add(x)"
+    assert (third.id, third.tests) == ("mbpp_plus/2", "assert add(1) == 2")
+    for name, example in (("mbpp", found), ("humaneval", other), ("mbpp_plus", third)):
+        assert FORMATS[name].executes(example)
+        with pytest.raises(DataError, match="run its tests"):
             FORMATS[name].grade(example, "def add(x):\n    return x + 1")
+    bare = Example("b", "q", "", "def f(x): return x", "u")
+    assert not FORMATS["mbpp"].executes(bare)
+    with pytest.raises(DataError, match="b: .*an item of a test set"):
+        FORMATS["mbpp"].grade(bare, "")
 
 
 @pytest.mark.parametrize("name", world.TASKS)
@@ -152,6 +168,7 @@ def test_nano_rows(name: str) -> None:
             assert found.response.startswith(form.prefix)
             rest = found.response.removeprefix(form.prefix)
             assert form.grade(found, rest) == 1.0, (split, found.id)
+            assert not form.executes(found)
 
 
 def test_nano_code_is_graded_by_value() -> None:
@@ -195,6 +212,17 @@ def test_bad_split_rows(name: str, row: dict, message: str) -> None:
         ("mmlu", {"subject": "s", "question": "q", "choices": ["1"] * 4, "answer": 4}, "answer 4"),
         ("mmlu", {"subject": "s", "question": "q", "choices": ["1"] * 4, "answer": True}, "answer is bool"),
         ("mbpp", {"text": "t", "code": "c", "task_id": "11"}, "task_id is str, expected int"),
+        (
+            "mbpp",
+            {"text": "t", "code": "c", "task_id": 11, "test_list": []},
+            "test_list holds \\[\\], expected assertions",
+        ),
+        (
+            "mbpp",
+            {"text": "t", "code": "c", "task_id": 11, "test_list": [1]},
+            "test_list holds \\[1\\], expected assertions",
+        ),
+        ("mbpp_plus", {"prompt": "t", "code": "c", "task_id": 11}, "no field 'test'"),
         ("humaneval", {"task_id": "HumanEval/0", "prompt": "p"}, "no field 'canonical_solution'"),
     ],
 )

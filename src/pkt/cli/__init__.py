@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pkt import console
-from pkt.cli import evaluate, lists, results, runs
+from pkt.cli import data, evaluate, lists, results, runs
 from pkt.console import say
 from pkt.errors import ConfigError
 from pkt.processes import is_first, num_processes
@@ -39,6 +39,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(data.app, name="data")
 
 TRAINING = ("run", "align")
 """Commands that `torchrun` may start in several processes."""

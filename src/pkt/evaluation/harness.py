@@ -15,6 +15,7 @@ from pkt.evaluation.choices import ranked
 from pkt.evaluation.execution import Execution
 from pkt.evaluation.grading import check_gradable, grades
 from pkt.evaluation.sampling import Sampler
+from pkt.models.generation import continuation
 from pkt.quiet import errors_only
 from pkt.randomness import own_randomness
 from pkt.tasks.base import Example, Task
@@ -186,6 +187,8 @@ def _harness_model(
 ) -> HFLM:
     from lm_eval.models.huggingface import HFLM
 
+    before = tokenizer("x", add_special_tokens=False)["input_ids"]
+
     class Scored(HFLM):
         """Progress bars on a terminal only, one pass for all choices, and draws of our own where answers are sampled."""
 
@@ -197,6 +200,12 @@ def _harness_model(
                 return super(Scored, self).loglikelihood(rest, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
             return ranked(self, requests, plainly)
+
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+            """Text of tokens as it follows other text, and as it is: some tokenizers drop a first space, or spaces before stops."""
+            if isinstance(tokens, int) or not skip_special_tokens:
+                return str(super().tok_decode(tokens, skip_special_tokens))
+            return continuation(tokenizer, before, tokens)
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
             settings = sampler.taking_over(context, settings)

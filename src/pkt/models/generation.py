@@ -116,7 +116,7 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
                 **stops,
             )
         for i, new in zip(batch, out_BT[:, width:].tolist(), strict=True):
-            text = _text(lm.tokenizer, prompts[i], new)
+            text = continuation(lm.tokenizer, prompts[i], new)
             found[i] = _before(text, how.stop)
             cut += found[i] == text and ends.isdisjoint(new)
     if cut:
@@ -124,7 +124,7 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
     return found
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, prompt: list[int], new: list[int]) -> str:
+def continuation(tokenizer: PreTrainedTokenizerFast, prompt: list[int], new: list[int]) -> str:
     """The text of new tokens as it follows the prompt's: decoded alone, a first token can lose its space."""
 
     def decoded(ids: list[int]) -> str:

@@ -171,13 +171,15 @@ class Task:
             test = self.split("test")
             if self.origin == "nano":
                 asked = {e.prompt for e in test}
-                found = {i: "stands in test" for i, e in enumerate(examples) if e.prompt in asked}
+                found = {
+                    i: Dropped(name, e.id, "prompt stands in test") for i, e in enumerate(examples) if e.prompt in asked
+                }
             else:
                 found = repeats(self.format.name, examples, self.format.name, test)
             if found:
                 ids = ", ".join(examples[i].id for i in sorted(found))
                 log.warning("%s: dropped from %s, for they stand in test: %s", self.name, name, ids)
-            self.dropped.extend(Dropped(f"{self.name} {name}", examples[i].id, why) for i, why in sorted(found.items()))
+            self.dropped.extend(replace(row, where=name) for _, row in sorted(found.items()))
             return [e for i, e in enumerate(examples) if i not in found]
 
         return replace(self, load=load, _splits={})

@@ -69,18 +69,19 @@ def _mbpp_plain(prompt: str, response: str) -> Plain:
 
 
 def _mbpp_test(row: Row, where: str) -> Example:
-    text, code, setup = (_lines(row, f, where) for f in ("text", "code", "test_setup_code"))
-    return _mbpp(row, where, "mbpp", f"{text}\n", code, f"{setup}\n" + "\n".join(_asserts(row, where)))
+    number, text, code = field(row, "task_id", int, where), _lines(row, "text", where), _lines(row, "code", where)
+    setup = _lines(row, "test_setup_code", where) if "test_setup_code" in row else ""
+    return _mbpp(f"mbpp/{number}", f"{text}\n", code, f"{setup}\n" + "\n".join(_asserts(row, where)))
 
 
 def _mbpp_plus_test(row: Row, where: str) -> Example:
     """A row of EvalPlus's file, whose code starts with a line break and whose tests are a script that imports numpy."""
+    number = field(row, "task_id", int, where)
     text, code, tests = (_lines(row, f, where) for f in ("prompt", "code", "test"))
-    return _mbpp(row, where, "mbpp_plus", text, code, tests)
+    return _mbpp(f"mbpp_plus/{number}", text, code, tests)
 
 
-def _mbpp(row: Row, where: str, name: str, text: str, code: str, tests: str) -> Example:
-    name = f"{name}/{field(row, 'task_id', int, where)}"
+def _mbpp(name: str, text: str, code: str, tests: str) -> Example:
     user = f"{INSTRUCTION}{text}{code.split(':', 1)[0]}"
     return Example(
         id=name,

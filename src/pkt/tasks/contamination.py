@@ -1,6 +1,6 @@
 """Which rows of a split repeat an item of a test set.
 
-1. Of every item the texts that make it what it is are taken, by the task's format: `compared_texts`.
+1. Of every item the texts that make it what it is are taken, by the task's format: `texts`.
 2. A row repeats a test item where a text of one name is equal: *exact* (after white space at the ends, and with \\n as line
    end), or *normalised*: NFKD, lower case, a-z and 0-9 alone. HumanEval's items are looked for inside a row's whole text.
 3. `runs` counts rows that share a run of 13 words with a test item, a weaker sign.
@@ -10,37 +10,18 @@ Normalised texts of mathematics lose their signs: there a normalised match that 
 
 from __future__ import annotations
 
-import ast
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pkt.tasks.base import Example
 from pkt.tasks.reading import Dropped
+from pkt.tasks.texts import CODE, NUMBER, QUESTION, SAME, Texts, compared_texts, normalised
 
 RUN = 13
 """Words of a shared run."""
-QUESTION, ITEM, CODE, NUMBER = "question", "question and choices", "code", "task id"
-PROMPT, DOCSTRING, SOLUTION = "prompt", "docstring", "solution"
-SAME = {"mmlu": (ITEM,)}
-"""Names of the texts of which one alone makes two items the same; those that are not named here: any."""
-SHORTEST = 40
-"""A text that is looked for inside others has at least so many letters and digits: `return x + y` is no copy."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What is compared of one item."""
-
-    id: str
-    named: Mapping[str, str]
-    """Texts that are equal where the item is the same."""
-    whole: str
-    """All of the item, in which others may be contained."""
-    inside: Mapping[str, str] = field(default_factory=dict)
-    """Texts of a test item that are looked for inside rows."""
 
 
 @dataclass(frozen=True)
@@ -95,74 +76,6 @@ class Overlap:
             f"{RUN}_word_runs": len(self.runs),
             "rows": [{"id": m.id, "what": m.what, "exact": m.exact, "test_ids": m.test_ids} for m in self.matches],
         }
-
-
-def normalised(text: str) -> str:
-    """NFKD, lower case, a-z and 0-9 alone."""
-    return re.sub(r"[^a-z0-9]+", "", unicodedata.normalize("NFKD", text).lower())
-
-
-def compared_texts(name: str, example: Example) -> Texts:
-    """What is compared of an example of task `name`, a row of a split or a test item."""
-    prompt, answer = (text.replace("\r\n", "\n") for text in (example.prompt, example.answer))
-    whole = f"{prompt}\n{example.response}".replace("\r\n", "\n")
-    named, inside = _PARTS[name](prompt, answer)
-    if number := re.fullmatch(r"(?i:mbpp)(?:_plus)?[/_](\d+)", example.id):
-        named[NUMBER] = number[1]
-    return Texts(example.id, {what: text.strip() for what, text in named.items() if text.strip()}, whole, inside)
-
-
-Parts = tuple[dict[str, str], dict[str, str]]
-
-
-def _word_problem(prompt: str, _answer: str) -> Parts:
-    return {QUESTION: re.split(r"\n(?:Question|Problem):\s", prompt, maxsplit=1)[-1]}, {}
-
-
-def _mmlu(prompt: str, _answer: str) -> Parts:
-    head = r"The following are multiple choice questions \(with answers\) about [^\n]*\.\n\n"
-    item = re.sub(r"\nAnswer:$", "", re.sub(f"^{head}", "", prompt))
-    question = re.split(r"\nA\. (?=(?:.|\n)*\nB\. (?:.|\n)*\nC\. (?:.|\n)*\nD\. )", item)[0]
-    return {ITEM: item, QUESTION: question}, {}
-
-
-def _humaneval(prompt: str, answer: str) -> Parts:
-    return {QUESTION: prompt}, _parts_of_function(answer)
-
-
-def _mbpp(prompt: str, answer: str) -> Parts:
-    text = prompt.removeprefix("Complete the following python function.").strip()
-    header = answer.strip().split(":", 1)[0].strip()
-    return {QUESTION: text.removesuffix(header), CODE: answer}, {}
-
-
-_PARTS: dict[str, Callable[[str, str], Parts]] = {
-    "gsm8k": _word_problem,
-    "math": _word_problem,
-    "mmlu": _mmlu,
-    "humaneval": _humaneval,
-    "mbpp": _mbpp,
-    "mbpp_plus": _mbpp,
-}
-
-
-def _parts_of_function(code: str) -> dict[str, str]:
-    """Prompt, docstring and solution of a program whose last documented function is asked for; nothing of other texts."""
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    asked = [n for n in body if isinstance(n, ast.FunctionDef) and ast.get_docstring(n) and len(n.body) > 1]
-    if not asked:
-        return {}
-    lines, first = code.split("\n"), asked[-1].body[0]
-    end = first.end_lineno or 0
-    parts = {
-        PROMPT: "\n".join(lines[:end]),
-        DOCSTRING: ast.get_docstring(asked[-1], clean=False) or "",
-        SOLUTION: "\n".join(lines[end : asked[-1].end_lineno]),
-    }
-    return {name: text.strip() for name, text in parts.items() if len(normalised(text)) >= SHORTEST}
 
 
 @dataclass(frozen=True)
@@ -280,14 +193,15 @@ def _shared_runs(splits: Sequence[Split], test: TestSet) -> list[list[str]]:
     ]
 
 
-def repeats(task: str, examples: Sequence[Example], test: str, items: Sequence[Example]) -> dict[int, str]:
-    """Which examples of a task are items of a test set: number to reason."""
+def repeats(task: str, examples: Sequence[Example], test: str, items: Sequence[Example]) -> dict[int, Dropped]:
+    """Which examples of a task are items of a test set, by number, with what they repeat."""
     rows = Split(task, [replace(compared_texts(task, e), id=str(i)) for i, e in enumerate(examples)])
     (found,) = overlaps([rows], test_set_of(test, test, items), runs=False)
-    reasons: dict[int, str] = {}
+    reasons: dict[int, Dropped] = {}
     for match in found.same:
-        how = "equal" if match.exact else "equal but for other signs than letters and digits"
-        reasons.setdefault(int(match.id), f"test item {match.test_ids[0]} of {test}: {match.what} {how}")
+        i, how = int(match.id), "exact" if match.exact else "normalised"
+        row = Dropped(task, examples[i].id, f"a test item of {test}: {match.what}, {how}", match.test_ids[0])
+        reasons.setdefault(i, row)
     return reasons
 
 
@@ -299,13 +213,13 @@ def without_repeats(
     Args:
         dropped: takes down the others, with the reason.
     """
-    reasons: dict[int, str] = {}
+    left_out: dict[int, Dropped] = {}
     for name, items in tests.items():
-        reasons = repeats(task, examples, name, items) | reasons
+        left_out = repeats(task, examples, name, items) | left_out
     seen: dict[tuple[str, str], str] = {}
     names = SAME.get(task)
     for i, example in enumerate(examples):
-        if i in reasons:
+        if i in left_out:
             continue
         named = compared_texts(task, example).named
         keys = [(what, normalised(text) or text) for what, text in named.items() if names is None or what in names]
@@ -313,6 +227,6 @@ def without_repeats(
         if again is None:
             seen |= dict.fromkeys(keys, example.id)
         else:
-            reasons[i] = f"row {seen[again]} again: same {again[0]}"
-    dropped += [Dropped(examples[i].id, examples[i].id, reason) for i, reason in sorted(reasons.items())]
-    return [example for i, example in enumerate(examples) if i not in reasons]
+            left_out[i] = Dropped(task, example.id, f"another row again: {again[0]}", seen[again])
+    dropped += [row for _, row in sorted(left_out.items())]
+    return [example for i, example in enumerate(examples) if i not in left_out]

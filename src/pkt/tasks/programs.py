@@ -24,6 +24,7 @@ MAX_TEXT = 20_000
 """Characters; what is longer is taken as it stands."""
 MAX_CUTS = 40
 CODE_LINE = re.compile(r"^(?:async def|def|class|import|from|@)\b|^@", re.MULTILINE)
+RETURN = re.compile(r"^\s*(?:return|yield)\b", re.MULTILINE)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -66,7 +67,7 @@ def _readings(header: str, block: str) -> Iterator[str]:
     first = CODE_LINE.search(block)
     if first and first.start():
         yield from _cut(header, block[first.start() :])
-    if header and block.strip():
+    if header and RETURN.search(block):
         margin = re.findall(r"^[ \t]*(?=\S)", header, re.MULTILINE)[-1]
         yield from _cut(header, margin + block.lstrip())
 

@@ -25,6 +25,8 @@ class Dropped:
     where: str
     id: str
     reason: str
+    like: str = ""
+    """Id of the item that it repeats, if that is the reason."""
 
 
 def examples_of(

@@ -29,10 +29,9 @@ TASKS = {
     "gsm8k": "grade-school word problems (hub or folder)",
     "humaneval": "Python functions from docstrings (folder; from the hub the test split alone)",
     "mbpp": "Python functions from descriptions, the 500 test tasks (hub or folder)",
+    "mbpp_plus": "278 tasks of MBPP+, with more tests; MBPP's splits (hub or folder)",
     "math": "competition problems, the answer in a box (hub or folder)",
 }
-if "mbpp_plus" in FORMATS:
-    TASKS["mbpp_plus"] = "278 tasks of MBPP+, with more tests; MBPP's splits (hub or folder)"
 
 
 def task(name: str, data: str | Path | None = None) -> Task:
