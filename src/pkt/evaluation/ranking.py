@@ -115,20 +115,20 @@ def grouped(questions: Sequence[Question]) -> list[Group]:
     """Groups that share a beginning, and last one group of all others that shares nothing.
 
     In order of their ids questions with a common beginning are neighbours. Going through them, a question joins the group
-    before it if the tokens saved with it and the one after it are no fewer than those saved by leaving the group as it is.
+    before it if that saves as many tokens, with it alone or with the one after it too, as leaving the group and beginning another
+    with the one after it.
     """
     order = sorted(range(len(questions)), key=lambda i: questions[i].ids)
-    common = [_common(questions[a], questions[b]) for a, b in pairwise(order)] + [0]
+    common = [0, *(_common(questions[a], questions[b]) for a, b in pairwise(order)), 0]
     runs: list[tuple[list[int], int]] = []
-    for place, i in enumerate(order):
-        before, after = common[place - 1] if place else 0, common[place]
-        if runs:
-            members, shared = runs[-1]
-            joint = before if len(members) == 1 else min(shared, before)
-            if joint and (len(members) + 1) * min(joint, after or joint) >= (len(members) - 1) * shared + after:
-                runs[-1] = ([*members, i], joint)
-                continue
-        runs.append(([i], 0))
+    for i, before, after in zip(order, common[:-1], common[1:], strict=True):
+        members, shared = runs[-1] if runs else ([], 0)
+        joint = min(shared, before) if len(members) > 1 else before
+        joined = max(len(members) * joint, (len(members) + 1) * min(joint, after))
+        if joint and joined >= (len(members) - 1) * shared + after:
+            runs[-1] = ([*members, i], joint)
+        else:
+            runs.append(([i], 0))
     groups = [Group(tuple(members), shared) for members, shared in runs if _pays(members, shared, questions)]
     taken = {i for group in groups for i in group.members}
     rest = tuple(i for i in range(len(questions)) if i not in taken)
@@ -160,7 +160,7 @@ def batches(
     batch: list[int] = []
     padding = 0
     for i in sorted(group.members, key=lambda i: (-len(texts[i]), i)):
-        longest = len(texts[batch[0]]) if batch else 0
+        longest = len(texts[batch[0] if batch else i])
         short = longest - len(texts[i])
         is_full = len(batch) == rows or (len(batch) + 1) * longest > tokens
         if batch and (is_full or padding + short > PASS * padded):
