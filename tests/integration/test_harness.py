@@ -290,8 +290,10 @@ def test_what_cannot_be_graded_stops_before_any_work(model, tokenizer, ranking) 
     split_row = replace(code, load=lambda split: [replace(item, tests="")])
     calls: list[int] = []
     with model.register_forward_pre_hook(lambda *_: calls.append(1)):
-        with pytest.raises(DataError, match="HumanEval/0.*cannot be graded by its text"):
+        with pytest.raises(SandboxError, match="humaneval: .*--allow-code-execution"):
             score(model, tokenizer, code, style="plain")
+        with pytest.raises(DataError, match="HumanEval/0.*cannot be graded by its text"):
+            score(model, tokenizer, split_row, style="plain")
         with pytest.raises(DataError, match="split train is empty"):
             score(model, tokenizer, ranking, style="plain", split="train")
     assert not calls
