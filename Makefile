@@ -21,6 +21,7 @@ nightly: $(STAMP)
 	$(BIN)/python benchmarks/attribution.py
 	$(BIN)/python benchmarks/alignment_memory.py
 	$(BIN)/python benchmarks/planted_truth.py
+	$(BIN)/python benchmarks/sandbox.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

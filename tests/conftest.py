@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pkt.errors import SandboxError
+from pkt.evaluation import sandbox
 from pkt.models.lm import LM
 from pkt.nano.train import build_tokenizer
 
@@ -38,6 +40,15 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"benchmark data not found at {DATA}")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """Programs can be run in the sandbox here."""
+    try:
+        sandbox.check()
+    except SandboxError as e:
+        pytest.skip(str(e))
 
 
 @pytest.fixture(scope="session")

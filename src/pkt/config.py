@@ -65,7 +65,7 @@ class EvaluateSection(Section):
 
     limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
     shots: int | None = Field(
-        None, ge=0, le=100, description="worked examples before the question; null means the task's protocol, as below"
+        None, ge=0, le=100, description="worked examples before the question; null means the task's protocol"
     )
     samples: int | None = Field(None, ge=1, le=1000, description="answers to every question; null: the task's protocol")
     temperature: float | None = Field(

@@ -288,7 +288,7 @@ def test_code_that_cannot_be_graded_is_refused_before_the_work(refused, data):
         data / "test" / "mbpp" / "test.jsonl",
         [{"task_id": 3, "text": "Write f.", "code": "def f(): return 3", "test_list": ["assert f() == 3"]}],
     )
-    refused(["mbpp/3", "run its tests"], task={"name": "mbpp", "data": str(data)})
+    refused(["mbpp: grading runs the code", "--allow-code-execution"], task={"name": "mbpp", "data": str(data)})
 
 
 def test_a_tokenizer_without_chat_template(refused, make_lm, model_folder, shared_data):

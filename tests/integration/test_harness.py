@@ -287,7 +287,7 @@ def test_prompts_that_leave_no_room_are_named(kind, answer, model, tokenizer, re
 def test_what_cannot_be_graded_stops_before_any_work(model, tokenizer, ranking) -> None:
     item = Example("HumanEval/0", "q", "r", "def f(x): return x", "HumanEval/0", tests="check(f)")
     code = Task("humaneval", FORMATS["humaneval"], lambda split: [item], "toy")
-    split_row = replace(code, load=lambda split: [replace(item, tests="")])
+    split_row = replace(code, load=lambda split: [replace(item, tests="")], _splits={})
     calls: list[int] = []
     with model.register_forward_pre_hook(lambda *_: calls.append(1)):
         with pytest.raises(SandboxError, match="humaneval: .*--allow-code-execution"):

@@ -170,7 +170,9 @@ def test_hub_splits_are_dealt_once_and_disjoint(monkeypatch: pytest.MonkeyPatch)
     assert "openai/gsm8k" in one.origin
 
 
-def test_hub_mmlu_is_dealt_from_dev_and_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_mmlu_is_dealt_from_validation_so_that_few_shot_examples_stay_unseen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def rows(start: int, count: int) -> list[dict]:
         return [
             {"subject": "physics", "question": f"q{i}", "choices": list("1234"), "answer": 2}
@@ -182,6 +184,7 @@ def test_hub_mmlu_is_dealt_from_dev_and_validation(monkeypatch: pytest.MonkeyPat
     )
     found = task("mmlu")
     assert {s: len(found.split(s)) for s in SPLITS} == {**DEALT, "test": 9}
+    assert all(e.id.startswith("cais/mmlu/validation/") for s in DEALT for e in found.split(s))
     assert {e.unit for e in found.split("train")} == {"physics"}
 
 

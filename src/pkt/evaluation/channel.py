@@ -91,7 +91,7 @@ class Conversation:
                         self._answer(open_ends)
                 if self.printed > self.max_output:
                     return f"printed more than {self.max_output} bytes"
-                if len(self.heard) > MAX_HEARD:
+                if not self._is_sound():
                     return "broke the result channel"
                 if has_ended:
                     return ""  # whatever holds its pipes now is no part of the program
@@ -104,14 +104,18 @@ class Conversation:
     def reason(self) -> str:
         """Why a program that ended by itself has not passed."""
         said, code = bytes(self.heard), self.process.returncode
-        for stage in (TESTS_ENDED, CODE_ENDED, STARTED):
+        for stage in (CODE_ENDED, STARTED):
             if said.startswith(stage + b"E"):
                 return self._error(said[len(stage) + 1 :].decode(errors="replace"))
         if code < 0 or code > 128:
             return _ended_by(-code if code < 0 else code - 128)
-        if said in (STARTED, CODE_ENDED):
-            return f"exited with status {code} before its end"
-        return "broke the result channel"
+        return f"exited with status {code} before its end"
+
+    def _is_sound(self) -> bool:
+        """Whether no more was said than belongs to some course of the conversation."""
+        said = bytes(self.heard)
+        is_error = said.startswith((STARTED + b"E", CODE_ENDED + b"E")) and len(said) <= MAX_HEARD
+        return is_error or (TESTS_ENDED + self.token).startswith(said)
 
     def _error(self, words: str) -> str:
         unit, line, kind, text = [*words.split("\0"), "", "", "", ""][:4]

@@ -159,7 +159,7 @@ def _started(program: Program, is_sandboxed: bool) -> Iterator[Conversation]:
             ends.append(_filter(given))
             command = sandboxed(command, program.limits.folder, ends[-1], program.packages)
         else:
-            folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="pkt-unsafe-"))
+            folder = kept.enter_context(tempfile.TemporaryDirectory(prefix="pkt-unsafe-", ignore_cleanup_errors=True))
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=ends,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Table:
 
 HUB = {
     "gsm8k": Table("openai/gsm8k", ("main",), "train"),
-    "mmlu": Table("cais/mmlu", ("all",), "dev+validation"),
+    "mmlu": Table("cais/mmlu", ("all",), "validation"),  # dev rows stand in few-shot prompts
     "humaneval": Table("openai/openai_humaneval"),
     "mbpp": Table("google-research-datasets/mbpp", ("full",), "train"),
     "mbpp_plus": Table("evalplus/mbppplus"),
@@ -140,8 +141,11 @@ def read_hub(name: str) -> Rows:
     return test_rows(name, read_table(table, table.test), table.path)
 
 
-def read_table(table: Table, split: str) -> Rows:
+def read_table(table: Table, split: str, advice: str = "give a folder with --set task.data=DIR") -> Rows:
     """The rows of a split of a data set on the hub (or in the library's cache), with their places.
+
+    Args:
+        advice: what else a user can do; ends the message.
 
     Raises:
         DataError: it cannot be read.
@@ -149,6 +153,8 @@ def read_table(table: Table, split: str) -> Rows:
     import datasets
 
     rows: Rows = []
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     with errors_only("huggingface_hub"), errors_only("datasets"), _offline_if_unreachable(table.path):
         for config in table.configs:
             name = table.path if len(table.configs) == 1 else f"{table.path}/{config}"
@@ -156,8 +162,7 @@ def read_table(table: Table, split: str) -> Rows:
                 part = datasets.load_dataset(table.path, config, split=split)
             except Exception as e:  # the libraries below raise a dozen kinds, some without a base of their own
                 raise DataError(
-                    f"data set {table.path} could not be read from the hub or the cache ({type(e).__name__}); check the network, or give "
-                    f"a folder with --set task.data=DIR"
+                    f"data set {table.path} could not be read from the hub or the cache ({type(e).__name__}); check the network, or {advice}"
                 ) from e
             rows += [(f"{name}/{split}/{i}", dict(row)) for i, row in enumerate(part)]
     return rows

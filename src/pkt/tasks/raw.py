@@ -29,6 +29,7 @@ from pkt.tasks.jsonl import read_jsonl
 TRAINING, VALIDATION = range(601, 975), range(511, 601)
 """MBPP's task ids."""
 VALIDATION_NAMES = ("validation.jsonl", "val.jsonl", "valid.jsonl")
+FILES = "give raw files with --from PATH"
 OWN_DATA = (
     "give rows of your own instruction data with --from FILE, one JSON object with `messages` (user, assistant) a line"
 )
@@ -84,7 +85,7 @@ def _hub(task: str, *, with_test: bool) -> Public:
         raise DataError(f"{task} has no public training data; {OWN_DATA}")
 
     def read(what: str, split: str) -> Rows:
-        rows = read_table(tables, split)
+        rows = read_table(tables, split, FILES)
         found.note(what, f"hub {tables.path}, split {split}", len(rows))
         return rows
 
@@ -96,7 +97,7 @@ def _hub(task: str, *, with_test: bool) -> Public:
     if home(task) == "mbpp":
         found.valid = read("validation", "validation")
     for name in dict.fromkeys((task, home(task))) if with_test else ():
-        found.tests[name] = read_table(HUB[name], HUB[name].test)
+        found.tests[name] = read_table(HUB[name], HUB[name].test, FILES)
         found.note(f"test of {name}", f"hub {HUB[name].path}, split {HUB[name].test}", len(found.tests[name]))
     return found
 

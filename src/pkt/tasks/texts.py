@@ -64,8 +64,8 @@ def _word_problem(prompt: str, _answer: str) -> Parts:
 def _mmlu(prompt: str, _answer: str) -> Parts:
     head = r"The following are multiple choice questions \(with answers\) about [^\n]*\.\n\n"
     item = re.sub(r"\nAnswer:$", "", re.sub(f"^{head}", "", prompt))
-    question = re.split(r"\nA\. (?=(?:.|\n)*\nB\. (?:.|\n)*\nC\. (?:.|\n)*\nD\. )", item)[0]
-    return {ITEM: item, QUESTION: question}, {}
+    parts = re.match(r"(.*)\nA\. .*\nB\. .*\nC\. .*\nD\. ", item, re.DOTALL)
+    return {ITEM: item, QUESTION: parts[1] if parts else item}, {}
 
 
 def _humaneval(prompt: str, answer: str) -> Parts:
