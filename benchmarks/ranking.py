@@ -19,9 +19,10 @@ from lm_eval.models.huggingface import HFLM
 import pkt
 from pkt.evaluation import choices, ranking
 from pkt.evaluation.asking import Asking
-from pkt.evaluation.harness import _harness_model, draw
+from pkt.evaluation.harness import _harness_model
 from pkt.evaluation.sampling import Sampler
-from pkt.tasks.base import Task
+from pkt.quiet import errors_only
+from pkt.tasks.base import Example, Task
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,18 @@ class Request:
     args: tuple[str, str]
 
 
-def requests(task: Task, lm: pkt.LM, style: str, shots: int, limit: int | None) -> list[Request]:
+def drawn(task: Task, subjects: int, each: int) -> list[Example]:
+    """The first questions of some subjects, spread over the list: as in the whole set, many questions share a subject."""
+    names = list(dict.fromkeys(example.unit for example in task.split("test")))
+    kept = names[:: max(1, len(names) // subjects)][:subjects]
+    return [e for name in kept for e in [e for e in task.split("test") if e.unit == name][:each]]
+
+
+def requests(task: Task, lm: pkt.LM, style: str, shots: int, examples: list[Example]) -> list[Request]:
     """Every question with every letter, as the harness sends them."""
     protocol = replace(task.format.protocol, shots=shots, too_long="cut")
     asking = Asking(task, style, lm.tokenizer, lm.dims.context, protocol)
-    asked = asking.all(draw(task.split("test"), limit, 0))
+    asked = asking.all(examples)
     return [Request((item.text, f" {choice}")) for item in asked for choice in item.example.choices]
 
 
@@ -60,9 +68,9 @@ def best(found: list[Any]) -> list[int]:
     return values.argmax(-1).tolist()
 
 
-def compare(lm: pkt.LM, task: Task, style: str, shots: int, limit: int | None, rows: int) -> None:
-    asked = requests(task, lm, style, shots, limit)
-    with lm.loaded() as model:
+def compare(lm: pkt.LM, task: Task, style: str, shots: int, examples: list[Example], rows: int) -> None:
+    asked = requests(task, lm, style, shots, examples)
+    with lm.loaded() as model, errors_only("lm_eval"):
         harness = _harness_model(model, lm.tokenizer, style, rows, lm.dims.context, Sampler(0))
 
         def plainly(rest: list[Request]) -> list[Any]:
@@ -88,7 +96,8 @@ def main() -> None:
     parser.add_argument("--model", default="nano/target")
     parser.add_argument("--style", default="plain")
     parser.add_argument("--shots", type=int, nargs="*", default=[0, 5])
-    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--subjects", type=int, default=5)
+    parser.add_argument("--each", type=int, default=80, help="questions of a subject at most")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -102,8 +111,9 @@ def main() -> None:
         score = sum(line["score"] for line in lines) / len(lines)
         print(f"whole test set: {len(lines)} questions, {time.perf_counter() - start:.0f} s, score {score:.4f}")
         return
+    examples = drawn(task, args.subjects, args.each)
     for shots in args.shots:
-        compare(lm, task, args.style, shots, args.limit, args.batch_size)
+        compare(lm, task, args.style, shots, examples, args.batch_size)
 
 
 if __name__ == "__main__":

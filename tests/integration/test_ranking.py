@@ -30,7 +30,9 @@ def questions(count: int, *, shared: int = 0, longest: int = 40, seed: int = 0) 
     for _ in range(count):
         rest = [draw.randrange(5, VOCABULARY) for _ in range(draw.randrange(2, longest))]
         stem = draw.randrange(5, VOCABULARY)
-        letters = [(stem, draw.randrange(5, VOCABULARY)), (stem,), (draw.randrange(5, VOCABULARY),)]
+        letters = [(stem,), (draw.randrange(5, VOCABULARY),)]
+        if draw.random() < 0.7:
+            letters.append((stem, draw.randrange(5, VOCABULARY)))
         made.append(Question((1, *start, *rest), tuple(letters)))
     return made
 
@@ -66,11 +68,13 @@ def eager(monkeypatch) -> None:
     monkeypatch.setattr(ranking, "SAVED", 0)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"])
 @pytest.mark.parametrize("shared", [0, 30])
-def test_equals_one_pass_per_choice(make_lm, family, shared):
+def test_equals_one_pass_per_choice(make_lm, eager, family, shared):
     asked = questions(12, shared=shared)
-    with make_lm(family).loaded() as model:
+    lm = make_lm(family)
+    lm.any_family = True
+    with lm.loaded() as model:
         wanted = one_by_one(model, asked)
         for share in (True, False):
             assert_same(likelihoods(model, asked, rows=5, device="cpu", share=share), wanted)
@@ -134,6 +138,31 @@ def test_bfloat16_is_read_in_float32(tiny_target):
         found = likelihoods(model.eval(), asked, rows=1, device="cpu")
         assert_same(found, one_by_one(model, asked), 1e-2)
     assert len({value for row in found for value, _ in row}) > 20, "bfloat16 would round them together"
+
+
+def test_a_model_on_several_devices_is_asked_without_padding(tiny_target, monkeypatch):
+    asked = questions(12, longest=5)
+    seen: list[object] = []
+    with tiny_target.loaded() as shared:
+        model = copy.deepcopy(shared)
+        wanted = one_by_one(model, asked)
+        model.hf_device_map = {"model.layers.0": 0, "model.layers.1": "cpu"}
+        with model.register_forward_pre_hook(
+            lambda _m, _a, given: seen.append(given["logits_to_keep"]), with_kwargs=True
+        ):
+            assert_same(likelihoods(model, asked, rows=5, device="cpu"), wanted)
+    assert {type(keep) for keep in seen} == {int}
+
+
+def test_an_offloaded_model_is_ranked(tiny_target, tmp_path):
+    from accelerate import cpu_offload
+
+    asked = questions(6)
+    with tiny_target.loaded() as shared:
+        model = copy.deepcopy(shared)
+        wanted = one_by_one(model, asked)
+    cpu_offload(model, torch.device("cpu"))
+    assert_same(likelihoods(model, asked, rows=4, device="cpu"), wanted)
 
 
 def test_groups_follow_what_is_saved(eager):

@@ -183,26 +183,33 @@ def _prefix(model: Any, ids: Sequence[int], device: Any) -> DynamicCache | None:
     return cache
 
 
-def _logits(model: Any, questions: Sequence[Question], shared: int, cache: DynamicCache | None, device: Any) -> Tensor:
-    """(B, K, V) float32: row i from the last position of its context on."""
-    from transformers import DynamicCache
-
+def _logits(
+    model: Any, questions: Sequence[Question], shared: int, cache: DynamicCache | None, device: Any
+) -> list[Tensor]:
+    """(K, V) float32 for each question: from the last position of its context on."""
     texts = [question.ids[shared:] for question in questions]
     longest = max(map(len, texts))
     ids_BT = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
-    K = 1 + max(len(question.stem) for question in questions)
     first = [len(question.context) - shared - 1 for question in questions]
-    if all(start + K == longest for start in first):
-        keep: int | Tensor = K
-    else:  # beyond a shorter stem the last position again: nobody reads it
-        keep = torch.tensor([[min(f + k, longest - 1) for k in range(K)] for f in first], device=device)
+    if min(map(len, texts)) == longest:  # a number, for positions would have to be where the last layer is
+        low = min(first)
+        logits_BKV = model(ids_BT, logits_to_keep=longest - low, **_caching(model, cache, len(texts))).logits
+        return [row[f - low :].float() for row, f in zip(logits_BKV, first, strict=True)]
+    K = 1 + max(len(question.stem) for question in questions)  # behind a shorter stem they are not read
+    keep_BK = torch.tensor([[min(f + k, longest - 1) for k in range(K)] for f in first], device=device)
+    return list(model(ids_BT, logits_to_keep=keep_BK, **_caching(model, cache, len(texts))).logits.float())
+
+
+def _caching(model: Any, cache: DynamicCache | None, rows: int) -> dict[str, Any]:
+    """A cache of one row as arguments for a pass of many: expanded, without a copy until the pass adds to it."""
+    from transformers import DynamicCache
+
     if cache is None:
-        return model(ids_BT, use_cache=False, logits_to_keep=keep).logits.float()
+        return {"use_cache": False}
     expanded = DynamicCache(config=model.config)
     for layer, held in enumerate(cache.layers):
-        keys, values = (t.expand(len(texts), -1, -1, -1) for t in (held.keys, held.values))
-        expanded.update(keys, values, layer)
-    return model(ids_BT, past_key_values=expanded, use_cache=True, logits_to_keep=keep).logits.float()
+        expanded.update(held.keys.expand(rows, -1, -1, -1), held.values.expand(rows, -1, -1, -1), layer)
+    return {"past_key_values": expanded, "use_cache": True}
 
 
 def _read(question: Question, logits_KV: Tensor) -> list[Likelihood]:
