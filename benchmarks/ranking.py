@@ -47,10 +47,21 @@ def requests(task: Task, lm: pkt.LM, style: str, shots: int, examples: list[Exam
     return [Request((item.text, f" {choice}")) for item in asked for choice in item.example.choices]
 
 
-def timed(ask: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Time:
+    """Seconds on the clock, and of all cores: on a machine that does other work too, the latter compare."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s ({self.cpu:.1f} s of CPU)"
+
+
+def timed(ask: Callable[[], list[Any]]) -> tuple[Time, list[Any]]:
+    wall, cpu = time.perf_counter(), time.process_time()
     found = ask()
-    return time.perf_counter() - start, found
+    return Time(time.perf_counter() - wall, time.process_time() - cpu), found
 
 
 def unshared(lm: HFLM, asked: list[Request]) -> list[Any]:
@@ -77,15 +88,15 @@ def compare(lm: pkt.LM, task: Task, style: str, shots: int, examples: list[Examp
             return HFLM.loglikelihood(harness, rest, disable_tqdm=True)
 
         choices.ranked(harness, asked[:8], plainly)  # the first pass of a process is slow
-        seconds, fast = timed(lambda: choices.ranked(harness, asked, plainly))
-        seconds_unshared, _ = timed(lambda: unshared(harness, asked))
-        seconds_plain, slow = timed(lambda: plainly(asked))
+        ours, fast = timed(lambda: choices.ranked(harness, asked, plainly))
+        alone, _ = timed(lambda: unshared(harness, asked))
+        theirs, slow = timed(lambda: plainly(asked))
     apart = max(abs(a - b) for (a, _), (b, _) in zip(fast, slow, strict=True))
     differ = sum(a != b for a, b in zip(best(fast), best(slow), strict=True))
     print(
-        f"{shots} shots, {len(asked) // 4} questions: pkt {seconds:.1f} s, without sharing {seconds_unshared:.1f} s, "
-        f"lm-eval {seconds_plain:.1f} s, ratio {seconds_plain / seconds:.1f}; log-likelihoods apart by {apart:.1e} at most, "
-        f"{differ} other letters",
+        f"{shots} shots, {len(asked) // 4} questions: pkt {ours}, without sharing {alone}, lm-eval {theirs}; "
+        f"ratio {theirs.wall / ours.wall:.1f} (CPU {theirs.cpu / ours.cpu:.1f}); "
+        f"log-likelihoods apart by {apart:.1e} at most, {differ} other letters",
         flush=True,
     )
 
@@ -109,7 +120,8 @@ def main() -> None:
     if args.whole:
         lines = pkt.evaluate(lm, task, style=args.style, batch_size=args.batch_size)
         score = sum(line["score"] for line in lines) / len(lines)
-        print(f"whole test set: {len(lines)} questions, {time.perf_counter() - start:.0f} s, score {score:.4f}")
+        took = Time(time.perf_counter() - start, time.process_time())
+        print(f"whole test set: {len(lines)} questions, {took}, score {score:.4f}")
         return
     examples = drawn(task, args.subjects, args.each)
     for shots in args.shots:

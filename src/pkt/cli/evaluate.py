@@ -41,9 +41,14 @@ def evaluate(
         typer.Option(help="tulu, chat_template or plain; left out, tulu, and plain for `nano/...`, trained so"),
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, max=100, help="worked examples, for the tasks that have some; left out, 0")
+        int | None,
+        typer.Option(
+            min=0, max=100, help="worked examples, for the tasks that have some; left out, the task's protocol"
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="test items per task, drawn by the seed")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="test items per task (nano: per tier), drawn by the seed")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of drawn items and of sampling")] = 0,
     samples: Annotated[
         int | None,
