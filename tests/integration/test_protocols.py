@@ -313,3 +313,23 @@ def test_mmlu_by_group_sub_category_and_subject(data_folder) -> None:
     physics = rows["subject", "college_physics"]
     p = physics["score"]
     assert physics["standard_error"] == pytest.approx((p * (1 - p) / (physics["num_items"] - 1)) ** 0.5)
+
+
+def test_an_answer_keeps_the_spaces_with_which_it_starts(model) -> None:
+    """A tokenizer that marks spaces at the start of words drops the first of what it decodes: an indentation, in Python."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from pkt.evaluation.harness import _harness_model
+    from pkt.evaluation.sampling import Sampler
+
+    words = ["<unk>", "</s>", "x", "▁", "return", "\n", ":"]
+    made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = decoders.Metaspace(prepend_scheme="first")
+    spaced = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+    answer = [3, 3, 3, 3, 4, 3, 2]
+    assert spaced.decode(answer) == "   return x"
+    lm = _harness_model(model, spaced, "plain", 1, 64, Sampler(0))
+    assert lm.tok_decode(answer) == "    return x"
+    assert lm.tok_decode([*answer, 1]) == "    return x"
