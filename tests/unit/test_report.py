@@ -323,3 +323,20 @@ def test_a_method_that_reads_no_source_is_said_to_tune(tmp_path: Path, summary: 
     text = render(report_data.write(tmp_path, summary | {"reads_source": False}))
     assert "This is tuning, or nothing: the method takes no knowledge from a source." in text
     assert "as the source, of whose knowledge nothing is taken." in text
+
+
+def test_parts_of_mmlu_and_passes_of_code_are_shown(tmp_path: Path, page: str) -> None:
+    found = report_data.nano()
+    found["parts"] = [
+        {"arm": arm, "kind": kind, "name": name, "score": score, "standard_error": error, "num_items": 9}
+        for arm, score, error in (("target", 0.25, 0.01), ("result", 0.375, None))
+        for kind, name in (("group", "STEM"), ("sub-category", "math"), ("subject", "abstract_algebra"))
+    ]
+    found["protocol"] = {"version": 2, "shots": 5, "samples": 20, "temperature": 0.1, "top_p": 0.95, "too_long": "stop"}
+    for line in found["scores"]:
+        line["pass_at"] = [{"k": k, "score": k / 40, "standard_error": 0.01} for k in (1, 20)]
+    shown = render(report_data.write(tmp_path, found))
+    for text in ("0.250 ± 0.010", "0.375 ± unknown", "abstract algebra", "STEM", "pass@20", "0.500 ± 0.010"):
+        assert text in shown
+    assert "Asked with 5 worked examples, 20 samples at temperature 0.1, top-p 0.95; version 2 of the task." in shown
+    assert not any(text in page for text in ("By group of subjects", "pass@k", "Asked with"))

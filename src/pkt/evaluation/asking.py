@@ -57,7 +57,7 @@ class Asking:
         Raises:
             DataError: a text leaves no room for its answer, and the protocol says to stop.
         """
-        found = [self.one(example) for example in examples]
+        found = self._rounds(examples)
         long = [asked for asked in found if not asked.fits]
         if long and self.protocol.too_long == "stop":
             raise DataError(self._stopped(long, len(found)))
@@ -81,17 +81,29 @@ class Asking:
 
     def one(self, example: Example) -> Asked:
         """An item with as many worked examples as there is room for, the first of them."""
+        return self._rounds([example])[0]
+
+    def _rounds(self, examples: Sequence[Example]) -> list[Asked]:
+        """The items; in each round, those that are too long lose a worked example. Tokenizers are fast on many texts at once."""
         form = self.task.format
-        shots = self.task.shots(example, self.protocol.shots)
-        room = self.context - self.answer(example)
-        with_shots = min(room, form.shots_room or room)
-        while True:
-            shown = form.shown(example, shots) if form.shown and shots else example
-            text = render(shown, self.style, self.tokenizer) + form.opening(example, self.style)
-            length = len(self._ids(text))
-            if not shots or length <= with_shots:
-                return Asked(example, text, len(shots), length, room)
-            shots = shots[:-1]
+        shots = [self.task.shots(example, self.protocol.shots) for example in examples]
+        rooms = [self.context - self.answer(example) for example in examples]
+        found: dict[int, Asked] = {}
+        open_ = list(range(len(examples)))
+        while open_:
+            texts = [self._text(examples[i], shots[i]) for i in open_]
+            for i, text, length in zip(open_, texts, self._lengths(texts), strict=True):
+                if not shots[i] or length <= min(rooms[i], form.shots_room or rooms[i]):
+                    found[i] = Asked(examples[i], text, len(shots[i]), length, rooms[i])
+            open_ = [i for i in open_ if i not in found]
+            for i in open_:
+                shots[i] = shots[i][:-1]
+        return [found[i] for i in range(len(examples))]
+
+    def _text(self, example: Example, shots: Sequence[Example]) -> str:
+        form = self.task.format
+        shown = form.shown(example, shots) if form.shown and shots else example
+        return render(shown, self.style, self.tokenizer) + form.opening(example, self.style)
 
     def answer(self, example: Example) -> int:
         """Positions that an answer may take."""
@@ -103,10 +115,10 @@ class Asking:
             self._answers[example.choices] = max(map(len, ids)) - 1  # the last token is predicted, not read
         return self._answers[example.choices]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(
-            self.tokenizer(text, add_special_tokens=adds_special_tokens(self.style), verbose=False)["input_ids"]
-        )
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        found = self.tokenizer(list(texts), add_special_tokens=adds_special_tokens(self.style), verbose=False)
+        return [len(ids) for ids in found["input_ids"]]
 
     def _cut(self, asked: Asked) -> Asked:
         """The end of a text, as much as fits."""
@@ -117,7 +129,7 @@ class Asking:
             ]
             over = min(length - asked.room, len(offsets) - 1)
             text = text[max(1, offsets[over][0]) :]
-            length = len(self._ids(text))
+            (length,) = self._lengths([text])
         return Asked(asked.example, text, asked.shots, length, asked.room, is_cut=True)
 
     def _stopped(self, long: Sequence[Asked], num: int) -> str:
