@@ -74,11 +74,18 @@ def _tests_of(folder: Path | None) -> dict[str, Any]:
 
 
 def folder_warnings(folder: Path) -> list[str]:
-    """What a reader of a run folder's scores should know of its data; nothing where it has no `contamination.json`."""
+    """What a reader of a run folder's scores should know of its data; nothing where it has no `contamination.json`.
+
+    Raises:
+        DataError: that file is damaged.
+    """
     path = folder / FILE
     if not path.is_file():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{path}: damaged; delete it, and `pkt run` makes it anew") from None
     said = [f"{line}; {FILE} lists them" for line in hits(found)]
     if found["dropped"]:
         ids = [row["id"] for row in found["dropped"]]

@@ -106,7 +106,7 @@ def test_run_leaves_a_whole_folder(pkt, recipe, finished, make_lm, tmp_path):
     assert firsts[-2:] == ["model:", "report:"]
     assert {path.name for path in folder.iterdir()} == {
         "recipe.yaml", "env.json", "stages.json", "neurons", "delta.safetensors", "export.json", "model", "scores.jsonl",
-        "perplexity.json", "summary.json", "report.html",
+        "perplexity.json", "summary.json", "report.html", "contamination.json",
     }  # fmt: skip
     assert not temporaries(folder)
     resolved = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -118,7 +118,7 @@ def test_run_leaves_a_whole_folder(pkt, recipe, finished, make_lm, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["arm"] for row in summary["scores"]] == ["target", "source", "result"]
     assert [cost["stage"] for cost in summary["costs"]] == [
-        "locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result",
+        "overlap", "locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result",
     ]  # fmt: skip
     assert len(summary["history"]) == 2
     assert len(summary["delta"]) == 4 * target.dims.layers

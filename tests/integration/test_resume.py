@@ -14,13 +14,14 @@ from run_folders import temporaries, weights
 from safetensors.torch import load_file
 
 import pkt.report.html
+import pkt.run
 import pkt.summary
 from pkt.files import save_tensors, write_text
 from pkt.inject.delta import Delta
 from pkt.models.lm import LM
 from pkt.run import Run
 
-STAGES = ["locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result"]
+STAGES = ["overlap", "locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,7 @@ def stop_before(monkeypatch, stage: str) -> None:
         monkeypatch.setattr(Run, "_score", lambda run, arm, lm: stop() if stage.endswith(arm) else score(run, arm, lm))
         return
     owner, name = {
+        "overlap": (pkt.run, "record_overlap"),
         "locate": (Run, "_locate"),
         "align": (Run, "align"),
         "inject": (Run, "inject"),
@@ -156,7 +158,7 @@ def test_a_changed_option_redoes_what_depends_on_it(pkt, recipe, finished, tmp_p
         ("method.locator=sensitivity", {"locate", "align", "inject", "evaluate result"}),
         ("export.dtype=float32", {"inject"}),
         ("evaluate.limit=2", {"evaluate target", "evaluate source", "evaluate result"}),
-        ("dtype=bfloat16", set(STAGES)),
+        ("dtype=bfloat16", set(STAGES) - {"overlap"}),
     ],
 )
 def test_every_option_redoes_the_stages_that_depend_on_it(pkt, recipe, finished, key, redone):
@@ -174,6 +176,7 @@ def test_other_data_redoes_what_reads_it(pkt, recipe, finished, data):
     assert pkt("run", recipe(task=task), "--out", finished).code == 0
     after = records(finished)
     assert {name for name in after if after[name] != before[name]} == {
+        "overlap",
         "evaluate target",
         "evaluate source",
         "evaluate result",
@@ -192,8 +195,22 @@ def test_an_arm_that_is_no_longer_asked_for_leaves(pkt, recipe, finished):
 
 DAMAGED = {
     "truncated": ["delta.safetensors", "neurons/*", "model/model.safetensors", "model/tokenizer.json", "scores.jsonl"],
-    "changed": ["delta.safetensors", "model/model.safetensors", "model/config.json", "scores.jsonl"],
-    "deleted": ["delta.safetensors", "neurons/*", "model/tokenizer.json", "export.json", "scores.jsonl", "report.html"],
+    "changed": [
+        "delta.safetensors",
+        "model/model.safetensors",
+        "model/config.json",
+        "scores.jsonl",
+        "contamination.json",
+    ],
+    "deleted": [
+        "delta.safetensors",
+        "neurons/*",
+        "model/tokenizer.json",
+        "export.json",
+        "scores.jsonl",
+        "report.html",
+        "contamination.json",
+    ],
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pkt.errors import ConfigError, DataError
 from pkt.nano import world
+from pkt.tasks import reading
 from pkt.tasks.base import SPLITS
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.hub import DEALT
@@ -88,6 +89,65 @@ def test_raw_unicode_line_ends_do_not_end_a_line(folder: Path) -> None:
     first, second = task("gsm8k", folder).split("extract")
     assert first.prompt == row["messages"][0]["content"]
     assert second.id == "gsm_2", "the last line needs no line end"
+
+
+def test_gzipped_files_with_raw_line_ends(folder: Path) -> None:
+    row = gsm8k_row(1)
+    row["messages"][0]["content"] = "one\u2028two\x85three"
+    (folder / "splits" / "gsm8k" / "extract.jsonl").unlink()
+    write(folder / "splits" / "gsm8k" / "extract.jsonl.gz", [row, gsm8k_row(2)])
+    assert [e.id for e in task("gsm8k", folder).split("extract")] == ["gsm_1", "gsm_2"]
+    assert task("gsm8k", folder).split("extract")[0].prompt == row["messages"][0]["content"]
+
+
+def test_the_raw_line_ends_of_the_public_files(data_folder: Path) -> None:
+    assert task("gsm8k", data_folder).split("align")[63].prompt.count("\u2028") == 2
+    assert "\x85" in task("mmlu", data_folder).split("align")[57].prompt
+
+
+MBPP_ROW = {"text": "Add.", "code": "def f(x):\r\n  return x", "test_list": ["assert f(1)"], "test_setup_code": ""}
+
+
+def test_the_test_set_of_mbpp_is_cut_from_all_tasks_where_there_is_no_other(tmp_path: Path) -> None:
+    whole = [{**MBPP_ROW, "task_id": i} for i in range(1, 975)]
+    write(tmp_path / "test" / "mbpp" / "mbpp.jsonl.gz", whole)
+    assert [e.id for e in task("mbpp", tmp_path).split("test")] == [f"mbpp/{i}" for i in range(11, 511)]
+    write(tmp_path / "test" / "mbpp" / "mbpp.jsonl", whole[:100])
+    with pytest.raises(DataError, match="test/mbpp/mbpp.jsonl: has 90 of MBPP's test tasks, expected the 500"):
+        task("mbpp", tmp_path).split("test")
+    write(tmp_path / "test" / "mbpp" / "test.jsonl", whole[20:23])
+    assert [e.id for e in task("mbpp", tmp_path).split("test")] == ["mbpp/21", "mbpp/22", "mbpp/23"]
+
+
+def test_mbpp_plus_has_the_splits_of_mbpp_and_rows_of_its_own(data_folder: Path) -> None:
+    plus, mbpp = task("mbpp_plus", data_folder), task("mbpp", data_folder)
+    for split in ("extract", "align", "train", "valid"):
+        assert [e.prompt for e in plus.split(split)] == [e.prompt for e in mbpp.split(split)]
+    ids = [int(e.id.removeprefix("mbpp_plus/")) for e in plus.split("test")]
+    expected = json.loads((data_folder / "contamination.json").read_text())["mbpp"]["mbpp_plus_rows_100_377_task_ids"]
+    assert ids == expected
+
+
+def test_mbpp_plus_needs_the_whole_file(tmp_path: Path) -> None:
+    write(tmp_path / "test" / "mbpp" / "mbpp_plus.jsonl", [{"task_id": 1}] * 278)
+    with pytest.raises(DataError, match="test/mbpp/mbpp_plus.jsonl: has 278 rows, expected the 378 of MBPP"):
+        task("mbpp_plus", tmp_path).split("test")
+
+
+def test_lost_rows_are_taken_down_and_reported_once(data_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reading._reported.clear()
+    found = task("mmlu", data_folder)
+    with caplog.at_level(logging.WARNING, "pkt"):
+        for split in ("train", "valid"):  # both are read from one file
+            found.split(split)
+        task("mmlu", data_folder).split("train")
+    assert [row.id for row in found.dropped] == ["electrical_engineering_13", "conceptual_physics_19"]
+    assert [
+        f"train.jsonl:{number}" in r.getMessage() for number, r in zip((699, 855), caplog.records, strict=True)
+    ] == [
+        True,
+        True,
+    ]
 
 
 GOOD = json.dumps(gsm8k_row(1))

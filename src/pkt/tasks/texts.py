@@ -22,7 +22,7 @@ QUESTION, ITEM, CODE, NUMBER = "question", "question and choices", "code", "task
 PROMPT, DOCSTRING, SOLUTION = "prompt", "docstring", "solution"
 SAME = {"mmlu": (ITEM,)}
 """Names of the texts of which one alone makes two items the same; those that are not named here: any."""
-SHORTEST = 40
+SHORTEST = 20
 """A text that is looked for inside others has at least so many letters and digits: `return x + y` is no copy."""
 
 
@@ -48,37 +48,36 @@ def compared_texts(name: str, example: Example) -> Texts:
     """What is compared of an example of task `name`, a row of a split or a test item."""
     prompt, answer = (text.replace("\r\n", "\n") for text in (example.prompt, example.answer))
     whole = f"{prompt}\n{example.response}".replace("\r\n", "\n")
-    named, inside = _PARTS[name](prompt, answer)
+    named = _PARTS[name](prompt, answer)
     if number := re.fullmatch(r"(?i:mbpp)(?:_plus)?[/_](\d+)", example.id):
         named[NUMBER] = number[1]
-    return Texts(example.id, {what: text.strip() for what, text in named.items() if text.strip()}, whole, inside)
+    named = {what: text.strip() for what, text in named.items() if text.strip()}
+    inside = _inside(answer, example.header.replace("\r\n", "\n")) if name == "humaneval" else {}
+    return Texts(example.id, named, whole, inside)
 
 
-Parts = tuple[dict[str, str], dict[str, str]]
+def _word_problem(prompt: str, _answer: str) -> dict[str, str]:
+    return {QUESTION: re.split(r"\n(?:Question|Problem):\s", prompt, maxsplit=1)[-1]}
 
 
-def _word_problem(prompt: str, _answer: str) -> Parts:
-    return {QUESTION: re.split(r"\n(?:Question|Problem):\s", prompt, maxsplit=1)[-1]}, {}
-
-
-def _mmlu(prompt: str, _answer: str) -> Parts:
+def _mmlu(prompt: str, _answer: str) -> dict[str, str]:
     head = r"The following are multiple choice questions \(with answers\) about [^\n]*\.\n\n"
     item = re.sub(r"\nAnswer:$", "", re.sub(f"^{head}", "", prompt))
     parts = re.match(r"(.*)\nA\. .*\nB\. .*\nC\. .*\nD\. ", item, re.DOTALL)
-    return {ITEM: item, QUESTION: parts[1] if parts else item}, {}
+    return {ITEM: item, QUESTION: parts[1] if parts else item}
 
 
-def _humaneval(prompt: str, answer: str) -> Parts:
-    return {QUESTION: prompt}, _parts_of_function(answer)
+def _humaneval(prompt: str, _answer: str) -> dict[str, str]:
+    return {QUESTION: prompt}
 
 
-def _mbpp(prompt: str, answer: str) -> Parts:
+def _mbpp(prompt: str, answer: str) -> dict[str, str]:
     text = prompt.removeprefix("Complete the following python function.").strip()
     header = answer.strip().split(":", 1)[0].strip()
-    return {QUESTION: text.removesuffix(header), CODE: answer}, {}
+    return {QUESTION: text.removesuffix(header), CODE: answer}
 
 
-_PARTS: dict[str, Callable[[str, str], Parts]] = {
+_PARTS: dict[str, Callable[[str, str], dict[str, str]]] = {
     "gsm8k": _word_problem,
     "math": _word_problem,
     "mmlu": _mmlu,
@@ -88,20 +87,16 @@ _PARTS: dict[str, Callable[[str, str], Parts]] = {
 }
 
 
-def _parts_of_function(code: str) -> dict[str, str]:
-    """Prompt, docstring and solution of a program whose last documented function is asked for; nothing of other texts."""
-    try:
-        body = ast.parse(code).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    asked = [n for n in body if isinstance(n, ast.FunctionDef) and ast.get_docstring(n) and len(n.body) > 1]
-    if not asked:
-        return {}
-    lines, first = code.split("\n"), asked[-1].body[0]
-    end = first.end_lineno or 0
-    parts = {
-        PROMPT: "\n".join(lines[:end]),
-        DOCSTRING: ast.get_docstring(asked[-1], clean=False) or "",
-        SOLUTION: "\n".join(lines[end : asked[-1].end_lineno]),
-    }
+def _inside(code: str, header: str) -> dict[str, str]:
+    """Prompt, solution and docstring of a HumanEval item, for the program's text and the prompt at its start."""
+    parts = {PROMPT: header, SOLUTION: code.removeprefix(header), DOCSTRING: _docstring(code)} if header else {}
     return {name: text.strip() for name, text in parts.items() if len(normalised(text)) >= SHORTEST}
+
+
+def _docstring(code: str) -> str:
+    """Of the last function that has one: helpers stand before it."""
+    try:
+        functions = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    return next((text for node in reversed(functions) if (text := ast.get_docstring(node, clean=False))), "")
