@@ -30,8 +30,13 @@ def protocol_of(recipe: Recipe, task: Task) -> Protocol:
 
 
 def asking(recipe: Recipe, task: Task) -> list[Any]:
+    """What of a recipe's protocol and of the format decides scores."""
+    return decided(protocol_of(recipe, task), task)
+
+
+def decided(protocol: Protocol, task: Task) -> list[Any]:
     """What of protocol and format decides scores; nothing for greedy answers without worked examples in the first version."""
-    protocol, drawn = protocol_of(recipe, task), task.split("test")
+    drawn = task.split("test")
     found: dict[str, Any] = protocol.differs()
     if protocol.shots:
         askers = {e.unit if task.format.shots_of_unit else "": e for e in drawn}.values()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pkt import console
-from pkt.cli import data, lists, results, runs
+from pkt.cli import data, evaluate, lists, results, runs
 from pkt.console import say
 from pkt.errors import ConfigError
 from pkt.processes import is_first, num_processes
@@ -28,7 +28,7 @@ COMMANDS = (
     runs.locate,
     runs.align,
     runs.inject,
-    runs.evaluate,
+    evaluate.evaluate,
     results.certify,
     results.verify,
     results.compare,

@@ -132,22 +132,3 @@ def inject(folder: Folder, device: Device = "auto") -> None:
     with locked(folder):
         model = made.inject()
     say(f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}")
-
-
-def evaluate(
-    folder: Folder,
-    device: Device = "auto",
-    batch_size: Batch = 64,
-    allow_code: AllowCode = False,
-    no_sandbox: NoSandbox = False,
-) -> None:
-    """Stage 4: score target, source and the exported result."""
-    from pkt.report.html import write
-    from pkt.summary import write_summary
-
-    made = resumed(folder, device, batch_size, allow_code, no_sandbox)
-    with locked(folder):
-        made.evaluate()
-        write_summary(made)
-        write(folder)
-    show_run(folder)

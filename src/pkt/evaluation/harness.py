@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError, UnsupportedModelError
 from pkt.evaluation.asking import Asked, Asking
+from pkt.evaluation.choices import ranked
 from pkt.evaluation.execution import Execution
 from pkt.evaluation.grading import check_gradable, grades
 from pkt.evaluation.sampling import Sampler
@@ -189,13 +190,16 @@ def _harness_model(
     before = tokenizer("x", add_special_tokens=False)["input_ids"]
 
     class Scored(HFLM):
-        """Progress bars on a terminal only, and draws of our own where answers are sampled."""
+        """Progress bars on a terminal only, one pass for all choices, and draws of our own where answers are sampled."""
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            def plainly(rest: list) -> list[tuple[float, bool]]:
+                return super(Scored, self).loglikelihood(rest, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+            return ranked(self, requests, plainly)
 
         def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
             """Text of tokens as it follows other text, and as it is: some tokenizers drop a first space, or spaces before stops."""

@@ -39,6 +39,7 @@ class LM:
             (`balanced`, `sequential`, or `offload`: fill the GPU, then the CPU, then the disk).
         dtype: of the weights in memory: `auto` (as stored), `float32`, `bfloat16` or `float16`.
         memo: folder where located scores of this model are kept between runs, if any.
+        any_family: load architectures too that no method can work on, to score them.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class LM:
         device: str = "auto",
         dtype: str = "auto",
         memo: Path | None = None,
+        any_family: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
         check_device(device)
         self.name, self.revision, self.device, self.dtype, self.memo = str(name), revision, device, dtype, memo
+        self.any_family = any_family
         self._model: PreTrainedModel | None = None
         self._users = 0
         self._offload: tempfile.TemporaryDirectory[str] | None = None
@@ -273,7 +276,7 @@ class LM:
                 self._release()
 
     def _load(self, dtype: str | None = None) -> PreTrainedModel:
-        _ = self.family
+        _ = self.any_family or self.family
         return load(self.checkpoint.folder, self.name, dtype or self.dtype, self._placement())
 
     def _placement(self) -> dict[str, Any]:
