@@ -119,7 +119,9 @@ def test_the_gradient_of_the_moments_is_that_of_finite_differences():
 
 def mapped(source: LM, target: LM, task: Task | None = None, seed=0):
     examples = (task or make_task()).split("align")
-    return map_states(source, target, examples, prompts(examples, "plain", target, "Answer:"), [0, 2], 0.1, gen(seed))
+    return map_states(
+        source, target, examples, prompts(examples, "plain", target, FORMATS["gsm8k"]), [0, 2], 0.1, gen(seed)
+    )
 
 
 def hidden(model, ids: list[int]) -> list[torch.Tensor]:

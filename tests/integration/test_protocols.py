@@ -79,10 +79,13 @@ def test_samples_depend_on_the_seed_and_on_nothing_else(model, tokenizer, writin
 
 
 def test_a_line_counts_its_right_samples(model, tokenizer, writing) -> None:
-    graded = replace(writing.format, grade=lambda example, output: float("e" in output))
+    def grade(_example: object, output: str) -> float:
+        return float(sum(map(ord, output)) % 2)
+
+    graded = replace(writing.format, grade=grade)
     lines = score(model, tokenizer, replace(writing, format=graded), style="plain", protocol=SAMPLED)
     for line in lines:
-        assert line["correct"] == sum("e" in text for text in line["outputs"])
+        assert line["correct"] == sum(grade(None, text) for text in line["outputs"])
         assert line["score"] == line["correct"] / 3
     assert len({line["correct"] for line in lines}) > 1
 
