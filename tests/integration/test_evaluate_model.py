@@ -344,3 +344,14 @@ def test_another_checkpoint_of_the_same_name_is_scored_anew(evaluate, tiny_targe
     assert first["model"]["weights"] != second["model"]["weights"]
     kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())["tasks"]
     assert [record["task"] for record in kept] == ["mmlu"]
+
+
+def test_an_adapter_with_another_scale_is_scored_anew(evaluate, tiny_target, tmp_path, scored):
+    low = LowRank(torch.randn(2, 32), torch.randn(32, 2))
+    export_adapter(Delta({(1, "q"): low}), tiny_target, tmp_path / "adapter")
+    first = evaluate(tmp_path / "adapter", "--out", tmp_path / "out", tasks=("mmlu",))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 64}))
+    second = evaluate(tmp_path / "adapter", "--out", tmp_path / "out", tasks=("mmlu",))
+    assert scored == ["mmlu", "mmlu"]
+    assert first["model"]["change"] != second["model"]["change"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Given:
     """The checkpoint, or the base."""
     delta: Delta | None = None
     change: str | None = None
-    """Hash of the file that holds the change."""
+    """Hash of what holds the change: a delta's file; an adapter's weights, and its config, which scales them."""
 
     @property
     def identity(self) -> list[str]:
@@ -109,7 +110,8 @@ def _adapter(name: str, folder: Path, base: str | None, device: str, dtype: str)
         raise DataError(f"{folder / CONFIG}: damaged ({e}); copy the adapter again") from e
     lm = _base(name, base, named, revision, device, dtype)
     delta = read_adapter(folder, lm)
-    return Given(name, "adapter", lm, delta, file_digest(folder / WEIGHTS))
+    digests = "".join(file_digest(folder / file) for file in (CONFIG, WEIGHTS))
+    return Given(name, "adapter", lm, delta, hashlib.sha256(digests.encode()).hexdigest())
 
 
 def _delta(name: str, path: Path, base: str | None, device: str, dtype: str) -> Given:
