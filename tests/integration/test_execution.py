@@ -109,3 +109,9 @@ def test_without_a_sandbox_limits_and_outcomes_are_the_same(tmp_path: Path, monk
         time.sleep(0.05)
     assert time.monotonic() < deadline
     assert os.listdir(folder) == []
+
+
+def test_doctest_runs(bubblewrap) -> None:
+    """It sets no trace function, and says so."""
+    code = 'import doctest\ndef f():\n    """\n    >>> f()\n    1\n    """\n    return 1\nfound = doctest.testmod()'
+    assert run(Program(code, "assert found == (0, 1)")) == Outcome(True)

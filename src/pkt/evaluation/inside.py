@@ -34,6 +34,13 @@ def _forbid() -> None:
         if event in forbidden:
             raise error(event + " is not allowed here")
 
+    settrace = sys.settrace
+
+    def refused_unless_none(function: object) -> None:
+        if function is not None:  # to set none, as doctest does, is no trace
+            settrace(function)  # type: ignore[arg-type]
+
+    sys.settrace = refused_unless_none
     sys.addaudithook(hook)
 
 
