@@ -229,13 +229,12 @@ class Kept:
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            model, records = found["model"], {record["task"]: record for record in found["tasks"]}
+            model, records = dict(found["model"]), {record["task"]: dict(record) for record in found["tasks"]}
+            name, env = model["name"], dict(found["environment"])
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}: damaged; delete it, and the tasks are scored again") from None
-        if model["name"] != self.given.name:
-            raise ConfigError(
-                f"{folder} holds the evaluation of {model['name']}, not of {self.given.name}; give another folder"
-            )
+        if name != self.given.name:
+            raise ConfigError(f"{folder} holds the evaluation of {name}, not of {self.given.name}; give another folder")
         if model != self.given.record():
             log.warning(
                 "%s: the model, its base or its dtype is another than when %s was written; scored anew",
@@ -243,7 +242,7 @@ class Kept:
                 path.name,
             )
             return
-        self.records, self.environment = records, found["environment"]
+        self.records, self.environment = records, env
         self.lines = _lines_of(folder / "scores.jsonl")
 
     def has(self, one: Planned) -> bool:
@@ -275,8 +274,9 @@ class Kept:
 def _lines_of(path: Path) -> list[Line]:
     """The lines of a file that can be read; a damaged one has none, and its tasks are scored again."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError):
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [{**line, "task": line["task"]} for line in found]
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 

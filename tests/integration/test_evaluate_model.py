@@ -224,9 +224,10 @@ def test_changed_lines_are_scored_again(evaluate, tiny_target, tmp_path, scored)
     evaluate(tiny_target.name, "--out", out)
     assert len(scored) == 3
     assert sorted(answers(out)) == sorted(before)
-    path.write_text("{")
-    evaluate(tiny_target.name, "--out", out)
-    assert len(scored) == 5
+    for number, text in enumerate(("{", "3\n"), 1):
+        path.write_text(text)
+        evaluate(tiny_target.name, "--out", out)
+        assert len(scored) == 3 + 2 * number
     assert sorted(answers(out)) == sorted(before)
 
 
@@ -331,8 +332,14 @@ def test_folders_of_something_else_are_refused(evaluated, refused, tiny_target, 
     refused((tiny_source.name, *on, "--out", evaluated), "holds the evaluation of", "give another folder")
     refused((tiny_target.name, *on, "--out", finished), "holds something else than an evaluation")
     refused((tiny_target.name, *on, "--out", finished / "recipe.yaml"), "recipe.yaml holds something else")
-    (evaluated / "evaluation.json").write_text("{")
-    refused((tiny_target.name, *on, "--out", evaluated), "evaluation.json: damaged", "delete it")
+    for text in (
+        "{",
+        "[]",
+        '{"model": 3, "tasks": [], "environment": {}}',
+        '{"model": {}, "tasks": [], "environment": {}}',
+    ):
+        (evaluated / "evaluation.json").write_text(text)
+        refused((tiny_target.name, *on, "--out", evaluated), "evaluation.json: damaged", "delete it")
 
 
 def test_another_checkpoint_of_the_same_name_is_scored_anew(evaluate, tiny_target, change, tmp_path, scored):
