@@ -115,3 +115,24 @@ def test_doctest_runs(bubblewrap) -> None:
     """It sets no trace function, and says so."""
     code = 'import doctest\ndef f():\n    """\n    >>> f()\n    1\n    """\n    return 1\nfound = doctest.testmod()'
     assert run(Program(code, "assert found == (0, 1)")) == Outcome(True)
+
+
+def test_what_does_not_start_is_tried_again(bubblewrap, monkeypatch) -> None:
+    started, tried = sandbox._started, []
+
+    def failing(times: int):
+        def start(*args):
+            tried.append(args)
+            if len(tried) <= times:
+                raise SandboxError("a program could not be started: no room")
+            return started(*args)
+
+        tried.clear()
+        monkeypatch.setattr(sandbox, "_started", start)
+
+    failing(2)
+    assert run(Program(RIGHT, ITEM.tests)) == Outcome(True)
+    failing(3)
+    with pytest.raises(SandboxError, match="no room"):
+        run(Program(RIGHT, ITEM.tests))
+    assert len(tried) == 3

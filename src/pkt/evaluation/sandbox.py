@@ -17,6 +17,7 @@ have an `==` of their own can please any assertion. Such a program forges the re
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -34,6 +35,10 @@ from pkt.evaluation.command import ENVIRONMENT, find_bubblewrap, folders, interp
 from pkt.evaluation.seccomp import program as seccomp_filter
 from pkt.pool import cores
 
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""To start a program."""
 PATIENCE = 3
 """Wall time per CPU time: a busy machine must change no score, and a program that sleeps must end."""
 
@@ -86,7 +91,7 @@ class Outcome:
 
 
 def run(program: Program, *, is_sandboxed: bool = True) -> Outcome:
-    """Run one program to its end, or to a limit. No process and no file of it is left then.
+    """Run one program to its end, or to a limit. No process and no file of it is left then. One that does not start is tried again.
 
     Args:
         is_sandboxed: False runs it as the user, with the user's files and network, under the same limits on resources; a process
@@ -95,6 +100,15 @@ def run(program: Program, *, is_sandboxed: bool = True) -> Outcome:
     Raises:
         SandboxError: it could not be started, which is never the program's fault.
     """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return _run(program, is_sandboxed)
+        except SandboxError as e:  # a full process table, say: hours of answers wait to be graded
+            log.info("%s; tried again, %d of %d", e, attempt + 1, ATTEMPTS)
+    return _run(program, is_sandboxed)
+
+
+def _run(program: Program, is_sandboxed: bool) -> Outcome:
     with _started(program, is_sandboxed) as talk:
         fault = talk.hold()
     if not talk.has_started:
