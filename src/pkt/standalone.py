@@ -155,7 +155,6 @@ def evaluate(
             if one not in missing:
                 log.info("%s: already done", one.task.name)
         if missing:
-            kept.environment = environment(given.lm, given.lm, machine.batch_size)
             with given.loaded() as model:
                 for one in missing:
                     kept.put(one, *_scored(given, model, one, wanted, machine))
@@ -196,6 +195,7 @@ def _scored(
         "fewer_shots": sum(line.get("shots", 0) < one.protocol.shots for line in lines),
         "dropped": [asdict(row) for row in task.dropped],
         "seconds": round(seconds, 1),
+        "environment": environment(given.lm, given.lm, machine.batch_size),
     }
     return record, lines
 
@@ -217,7 +217,6 @@ class Kept:
         self.folder, self.given = folder, given
         self.records: dict[str, dict[str, Any]] = {}
         self.lines: list[Line] = []
-        self.environment: dict[str, Any] = {}
         if folder and folder.exists():
             self._read(folder)
 
@@ -230,7 +229,7 @@ class Kept:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             model, records = dict(found["model"]), {record["task"]: dict(record) for record in found["tasks"]}
-            name, env = model["name"], dict(found["environment"])
+            name = model["name"]
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}: damaged; delete it, and the tasks are scored again") from None
         if name != self.given.name:
@@ -242,7 +241,7 @@ class Kept:
                 path.name,
             )
             return
-        self.records, self.environment = records, env
+        self.records = records
         self.lines = _lines_of(folder / "scores.jsonl")
 
     def has(self, one: Planned) -> bool:
@@ -263,9 +262,8 @@ class Kept:
             write_json(self.folder / "evaluation.json", self.content(list(self.records)))
 
     def content(self, names: Sequence[str]) -> dict[str, Any]:
-        """The model, what it ran on, and the records of some tasks."""
-        tasks = [self.records[name] for name in names]
-        return {"model": self.given.record(), "environment": self.environment, "tasks": tasks}
+        """The model, and the records of some tasks."""
+        return {"model": self.given.record(), "tasks": [self.records[name] for name in names]}
 
     def _of(self, task: str) -> list[Line]:
         return [line for line in self.lines if line["task"] == task]

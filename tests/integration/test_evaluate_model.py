@@ -193,6 +193,13 @@ def test_done_tasks_are_kept_and_changed_ones_scored_again(evaluate, tiny_target
     assert evaluate(tiny_target.name, *out, tasks=("mmlu",))["tasks"] == first["tasks"][:1]
 
 
+def test_every_task_names_what_it_ran_on(evaluate, tiny_target, tmp_path):
+    out = ("--out", tmp_path / "out")
+    evaluate(tiny_target.name, *out, "--batch-size", 3, tasks=("mmlu",))
+    found = evaluate(tiny_target.name, *out, "--batch-size", 5)["tasks"]
+    assert [record["environment"]["batch_size"] for record in found] == [3, 5]
+
+
 def test_an_interrupted_evaluation_continues(evaluate, benchmarks, tiny_target, tmp_path, scored, monkeypatch):
     from pkt.standalone import Wanted
     from pkt.standalone import evaluate as run
@@ -335,8 +342,8 @@ def test_folders_of_something_else_are_refused(evaluated, refused, tiny_target, 
     for text in (
         "{",
         "[]",
-        '{"model": 3, "tasks": [], "environment": {}}',
-        '{"model": {}, "tasks": [], "environment": {}}',
+        '{"model": 3, "tasks": []}',
+        '{"model": {}, "tasks": []}',
     ):
         (evaluated / "evaluation.json").write_text(text)
         refused((tiny_target.name, *on, "--out", evaluated), "evaluation.json: damaged", "delete it")
