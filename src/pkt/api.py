@@ -94,7 +94,7 @@ def evaluate(
     """
     from contextlib import nullcontext
 
-    from pkt.evaluation.execution import Execution
+    from pkt.evaluation.execution import NO_LEAVE
     from pkt.evaluation.harness import score
     from pkt.inject.apply import injected as hooked
 
@@ -108,5 +108,5 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             protocol=protocol,
-            execution=execution or Execution(),
+            execution=execution or NO_LEAVE,
         )

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pkt.evaluation.execution import Execution
-
-EXECUTION = Execution()
-"""No leave to run code."""
+from pkt.evaluation.execution import NO_LEAVE, Execution
 
 
 @dataclass(frozen=True)
@@ -18,5 +15,5 @@ class Machine:
     batch_size: int = 64
     workers: int = 0
     """Processes for a certificate's arms; 0 means as many as cores and memory allow on a CPU, one on a GPU."""
-    execution: Execution = EXECUTION
+    execution: Execution = NO_LEAVE
     """Leave to run code that a model has written."""

@@ -35,6 +35,10 @@ class Execution:
         sandbox.check(self.is_sandboxed)
 
 
+NO_LEAVE = Execution()
+"""To run generated code."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grade:
     """What one output is worth."""

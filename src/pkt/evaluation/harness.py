@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.errors import DataError, UnsupportedModelError
 from pkt.evaluation.asking import Asked, Asking
 from pkt.evaluation.choices import ranked
-from pkt.evaluation.execution import Execution
+from pkt.evaluation.execution import NO_LEAVE, Execution
 from pkt.evaluation.grading import check_gradable, grades
 from pkt.evaluation.sampling import Sampler
 from pkt.models.generation import continuation
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 NAME = "pkt"
 VERSION = 1
 """Of the harness: raise it when scores change for the same prompts and outputs. A benchmark's own version is its format's."""
-EXECUTION = Execution()
-"""No leave to run generated code."""
 
 
 def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
@@ -55,7 +53,7 @@ def score(
     seed: int = 0,
     batch_size: int = 64,
     protocol: Protocol | None = None,
-    execution: Execution = EXECUTION,
+    execution: Execution = NO_LEAVE,
 ) -> list[dict[str, Any]]:
     """Score `model`, hooks included, on a split of `task`.
 
