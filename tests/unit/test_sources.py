@@ -175,6 +175,15 @@ def test_broken_files_are_named_with_the_line(folder: Path, content: bytes, mess
         task("gsm8k", folder).split("extract")
 
 
+def test_items_of_one_id_are_refused(tmp_path: Path) -> None:
+    row = {"task_id": 7, "text": "Add.", "code": "def f(): pass", "test_list": ["assert f()"]}
+    write(tmp_path / "test" / "mbpp" / "test.jsonl", [row, {**row, "text": "Subtract."}, {**row, "task_id": 8}])
+    with pytest.raises(
+        DataError, match=r"test/mbpp/test.jsonl: 1 ids stand there more than once \(mbpp/7\); give every"
+    ):
+        task("mbpp", tmp_path).split("test")
+
+
 def test_missing_and_damaged_files(folder: Path) -> None:
     with pytest.raises(DataError, match="no folder .*nowhere"):
         task("gsm8k", folder / "nowhere")

@@ -16,7 +16,7 @@ from pkt.tasks.base import UNLABELLED, Example
 from pkt.tasks.format import Format, Row, field
 from pkt.tasks.instructions import reader_in
 from pkt.tasks.jsonl import read_jsonl
-from pkt.tasks.reading import Dropped, examples_of
+from pkt.tasks.reading import Dropped, check_ids, examples_of
 
 SHARED_SPLITS = {"mbpp_plus": "mbpp"}
 """Tasks that have the splits, and the folders, of another."""
@@ -114,7 +114,9 @@ class Folder:
         names = TEST_FILES.get(self.form.name, ("test.jsonl",))
         path = test_file(self.folder, self.form.name)
         path = path or self.folder / "test" / home(self.form.name) / names[0]
-        return self._read(path, reader_in(self.form, self.folder), test=True)
+        found = self._read(path, reader_in(self.form, self.folder), test=True)
+        check_ids(found, str(path))
+        return found
 
     def _read(self, path: Path, read: Callable[[Row, str], Example], *, test: bool = False) -> list[Example]:
         rows = read_jsonl(path)

@@ -22,7 +22,7 @@ from pkt.tasks.folder import Rows, test_rows
 from pkt.tasks.format import Format
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.instructions import reader_with
-from pkt.tasks.reading import Dropped, examples_of
+from pkt.tasks.reading import Dropped, check_ids, examples_of
 from pkt.tasks.shots import worked_on_hub
 
 DEALT = {"extract": 20, "align": 80, "valid": 100, "train": 1000}
@@ -109,7 +109,9 @@ class Hub:
     def _test(self) -> list[Example]:
         if "test" not in self._read:
             read = reader_with(self.form, lambda: read_table(INSTRUCTIONS, "test"))
-            self._read["test"] = examples_of(read_hub(self.form.name), read, self.dropped)
+            found = examples_of(read_hub(self.form.name), read, self.dropped)
+            check_ids(found, HUB[self.form.name].path)
+            self._read["test"] = found
         return self._read["test"]
 
     def _dealt(self, form: Format, table: Table) -> dict[str, list[Example]]:

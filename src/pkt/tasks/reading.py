@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pkt.errors import DataError
 from pkt.tasks.base import Example
 from pkt.tasks.mmlu import LETTERS
 
@@ -45,6 +47,13 @@ def examples_of(
         else:
             found.append(example)
     return found
+
+
+def check_ids(examples: Iterable[Example], file: str) -> None:
+    """Raise DataError if two items of a test set have one id, by which they are drawn, graded and paired."""
+    twice = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}: {len(twice)} ids stand there more than once ({twice[0]}); give every item its own")
 
 
 def is_corrupt(example: Example) -> bool:
