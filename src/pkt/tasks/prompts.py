@@ -78,15 +78,15 @@ def _templated(tokenizer: PreTrainedTokenizerFast, prompt: str, *, opened: bool,
 def _header(tokenizer: PreTrainedTokenizerFast, _template: str) -> str:
     """What opens an answer in a template that looks at no `add_generation_prompt`; nothing in others.
 
-    It is what the template puts between a question and its answer, where that is more than space: `<|im_start|>assistant`, say. Where
-    it is space alone (Llama 2: `[/INST] Paris`) the answer follows the question at once, as everywhere else.
+    It is what the template puts between a question and its answer: `<|im_start|>assistant`, say, or the space of Llama 2's
+    `[/INST] Paris`, as in the protocol.
     """
     opened, closed = (_templated(tokenizer, "question", opened=opened) for opened in (True, False))
     if opened != closed:
         return ""
     before, found, _ = _templated(tokenizer, "question", opened=False, response="ANSWER").partition("ANSWER")
     between = before.removeprefix(closed)
-    return between if found and before.startswith(closed) and between.strip() else ""
+    return between if found and before.startswith(closed) else ""
 
 
 def reply(example: Example, style: str) -> str:
