@@ -369,3 +369,7 @@ def test_nothing_is_prepared_where_no_answer_is_asked_for(tiny_source, tiny_targ
         assert (method.preparation_key(task, config(**options)) is not None) == asks
     keys = [gkd.preparation_key(task, GkdConfig(unlabelled=1, **more)) for more in ({}, {"beta": 0.2, "lr": 1.0}, {"max_new_tokens": 3})]  # fmt: skip
     assert keys[0] == keys[1] != keys[2]
+    later = replace(task, format=replace(FORM, version=FORM.version + 1))
+    for name, options in (("gkd", {"unlabelled": 1}), ("seqkd", {})):
+        method, config = METHODS[name]
+        assert method.preparation_key(task, config(**options)) != method.preparation_key(later, config(**options))

@@ -83,7 +83,8 @@ def preparation(task: Task, cfg: GkdConfig) -> list[Any] | None:
     """What decides the answers; at `lmbda` 1, or without prompts that have no label, none are asked for."""
     if not cfg.unlabelled or cfg.lmbda == 1:
         return None
-    return [fingerprint(task.unlabelled(cfg.unlabelled)), cfg.max_new_tokens, cfg.generation_batch]
+    asked = fingerprint(task.unlabelled(cfg.unlabelled))
+    return [asked, cfg.max_new_tokens, cfg.generation_batch, *task.format.later_version]
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, style: str) -> Delta:

@@ -49,7 +49,7 @@ def asked(source: LM, target: LM, task: Task, cfg: SeqkdConfig, style: str) -> A
 def preparation(task: Task, cfg: SeqkdConfig) -> list[Any]:
     """What decides the answers."""
     prompts = [*task.split("train"), *task.unlabelled(cfg.unlabelled)]
-    return [fingerprint(prompts), cfg.max_new_tokens, cfg.generation_batch]
+    return [fingerprint(prompts), cfg.max_new_tokens, cfg.generation_batch, *task.format.later_version]
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: SeqkdConfig, gen: Generator, *, style: str) -> Delta:

@@ -58,6 +58,11 @@ class Format:
     version: int = 1
     """Of prompts and grades: raise it when one of them changes."""
 
+    @property
+    def later_version(self) -> list[int]:
+        """The version as part of a key: nothing for the first, so that older keys stay."""
+        return [self.version] if self.version > 1 else []
+
     def one_style(self, max_new_tokens: int) -> Format:
         """The format as the nano world has it: greedy, without stop texts or worked examples, and the same text in every style."""
         return replace(

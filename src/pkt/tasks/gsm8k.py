@@ -16,8 +16,9 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d*\.\d+|\d+)", re.ASCII)
 
 
 def numbers(text: str) -> list[str]:
-    """All numbers in a text, thousands commas dropped. A minus sign counts where no letter, digit or `)` is before it."""
-    return NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", text))
+    """All numbers in a text, thousands commas dropped. A minus sign counts where no letter, digit or `)` is before it: -$5 is -5."""
+    plain = re.sub(r"-[$€£](?=[\d.])", "-", text.replace("\N{MINUS SIGN}", "-"))
+    return NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", plain))
 
 
 def same_number(found: str, gold: str) -> bool:

@@ -25,7 +25,7 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: not a gzip file ({e})") from e
+        raise DataError(f"{path}: no gzip file, or a damaged one ({e}); copy it anew") from e
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not UTF-8 (byte {e.start})") from e
     rows = []

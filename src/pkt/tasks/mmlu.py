@@ -50,7 +50,7 @@ def _mmlu_test(row: Row, where: str) -> Example:
         )
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
     head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-    prompt, response = f"{head}{question.strip()}\n{listed}\nAnswer:", f"{PREFIX} {LETTERS[answer]}"
+    prompt, response = f"{head}{question}\n{listed}\nAnswer:", f"{PREFIX} {LETTERS[answer]}"
     return Example(
         id=where,
         prompt=prompt,
