@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,11 @@ def _planned(given: Given, task: Task, style: str, wanted: Wanted, machine: Mach
     check_gradable(task, examples, machine.execution)
     for example in examples[:1]:
         render(example, style, given.lm.tokenizer)
-    if protocol.too_long == "stop" and len(wanted.tasks) > 1:  # else scoring would stop after the tasks before it
+    if (
+        protocol.too_long == "stop"
+    ):  # worked examples are dropped before a prompt is too long: it is looked at without any
         context = given.lm.config.get_text_config().max_position_embeddings
-        Asking(task, style, given.lm.tokenizer, context, protocol).all(examples)
+        Asking(task, style, given.lm.tokenizer, context, replace(protocol, shots=0)).all(examples)
     key = key_of(
         "evaluate",
         VERSION,
@@ -150,6 +152,12 @@ def evaluate(
     planned = plan(given, wanted, machine)
     with locked(folder) if folder else nullcontext():
         kept = Kept(folder, given)
+        if kept.outdated:
+            log.warning(
+                "%s: the model, its base or its dtype is another than when evaluation.json was written; its scores of %s are replaced",
+                folder,
+                ", ".join(kept.outdated),
+            )
         missing = [one for one in planned if not kept.has(one)]
         for one in planned:
             if one not in missing:
@@ -218,6 +226,8 @@ class Kept:
         self.records: dict[str, dict[str, Any]] = {}
         self.lines: list[Line] = []
         self.environment: dict[str, Any] = {}
+        self.outdated: list[str] = []
+        """Tasks that the folder holds of other weights, another base or dtype: the first new score replaces them."""
         if folder and folder.exists():
             self._read(folder)
 
@@ -237,11 +247,7 @@ class Kept:
                 f"{folder} holds the evaluation of {model['name']}, not of {self.given.name}; give another folder"
             )
         if model != self.given.record():
-            log.warning(
-                "%s: the model, its base or its dtype is another than when %s was written; scored anew",
-                folder,
-                path.name,
-            )
+            self.outdated = list(records)
             return
         self.records, self.environment = records, found["environment"]
         self.lines = _lines_of(folder / "scores.jsonl")

@@ -114,6 +114,10 @@ class LM:
             raise UnsupportedModelError(
                 f"{self.name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
             ) from e
+        if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
+            raise UnsupportedModelError(
+                f"{self.name}: the tokenizer in {folder} knows no text, not even 'a'; copy its tokenizer files"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
