@@ -24,10 +24,10 @@ from pkt.files import leftovers, locked, write_json, write_text
 from pkt.inject.given import Given
 from pkt.machine import Machine
 from pkt.models.checkpoint import is_nano
-from pkt.nano.chance import chance
 from pkt.protocols import decided
 from pkt.stages import key_of
 from pkt.tasks.base import Task, fingerprint
+from pkt.tasks.chance import chance_of
 from pkt.tasks.prompts import STYLES, render
 from pkt.tasks.protocol import Protocol, TooLong, resolved
 from pkt.tasks.sources import task as task_of
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 ARM = "model"
 """The arm of the score lines: there is only one model."""
-CHANCE = {"mmlu": 0.25}
-"""Of public tasks; who writes an answer guesses none."""
 Line = dict[str, Any]
 
 
@@ -206,11 +204,6 @@ def _scored(
         "seconds": round(seconds, 1),
     }
     return record, lines
-
-
-def chance_of(task: str, tier: str) -> float:
-    """What guessing scores: of nano tasks the best constant guess in a tier."""
-    return chance(task, tier) if is_nano(task) else CHANCE.get(task, 0.0)
 
 
 class Kept:
