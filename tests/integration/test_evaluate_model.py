@@ -361,7 +361,7 @@ def test_models_that_cannot_answer_are_refused(refused, make_lm, tokenizer, tmp_
     shutil.copytree(make_lm("qwen2").name, bare)  # transformers gives its family an empty tokenizer
     for path in bare.glob("tokenizer*"):
         path.unlink()
-    refused((bare, *on), "the tokenizer in", "knows no text", "copy its tokenizer files")
+    refused((bare, *on), "no tokenizer could be read", "knows no text", "copy its tokenizer files")
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")

@@ -110,14 +110,12 @@ class LM:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, padding_side="left", model_max_length=sys.maxsize
             )  # lengths are checked against the config, by example
+            if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
+                raise ValueError("it knows no text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UnsupportedModelError(
                 f"{self.name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
             ) from e
-        if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
-            raise UnsupportedModelError(
-                f"{self.name}: the tokenizer in {folder} knows no text, not even 'a'; copy its tokenizer files"
-            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
