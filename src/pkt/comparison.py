@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from pkt.errors import DataError
-from pkt.nano.chance import chance
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import checked, fitting, read
 from pkt.report.verdict import harm_flag
 from pkt.stages import SHARED, Stages, flop_of
 from pkt.strict_yaml import read_yaml_file
+from pkt.tasks.chance import chance_of
 from pkt.tier_scores import AGAIN, Level, existing, levels, ordered
 
 FORMAT = "comparison 1"
@@ -159,7 +159,7 @@ def entry(folder: Path) -> Entry:
         found = replace(found, state=f"unfinished: {number} seeds")
     tiers = {**found.scores, **found.target_scores}
     tier = found.tier or ("new" if "new" in tiers else "all")
-    known = {t: chance(found.task, t) for t in tiers} if found.task.startswith("nano/") else {}
+    known = {t: guessed for t in tiers if (guessed := chance_of(found.task, t))}
     return replace(found, tier=tier, chance=known)
 
 

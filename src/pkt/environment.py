@@ -26,7 +26,11 @@ def code() -> dict[str, Any]:
 
 
 def _commit(folder: Path) -> str | None:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    """The commit of a folder; None outside a repository, or where git is not installed."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return asked.stdout.strip() or None
 
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from pkt.files import leftovers, locked, write_json, write_text
 from pkt.inject.given import Given
 from pkt.machine import Machine
 from pkt.models.checkpoint import is_nano
-from pkt.nano.chance import chance
 from pkt.protocols import decided
 from pkt.stages import key_of
 from pkt.tasks.base import Task, fingerprint
+from pkt.tasks.chance import chance_of
 from pkt.tasks.prompts import STYLES, render
 from pkt.tasks.protocol import Protocol, TooLong, resolved
 from pkt.tasks.sources import task as task_of
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 ARM = "model"
 """The arm of the score lines: there is only one model."""
-CHANCE = {"mmlu": 0.25}
-"""Of public tasks; who writes an answer guesses none."""
 Line = dict[str, Any]
 
 
@@ -115,9 +113,11 @@ def _planned(given: Given, task: Task, style: str, wanted: Wanted, machine: Mach
     check_gradable(task, examples, machine.execution)
     for example in examples[:1]:
         render(example, style, given.lm.tokenizer)
-    if protocol.too_long == "stop" and len(wanted.tasks) > 1:  # else scoring would stop after the tasks before it
+    if (
+        protocol.too_long == "stop"
+    ):  # worked examples are dropped before a prompt is too long: it is looked at without any
         context = given.lm.config.get_text_config().max_position_embeddings
-        Asking(task, style, given.lm.tokenizer, context, protocol).all(examples)
+        Asking(task, style, given.lm.tokenizer, context, replace(protocol, shots=0)).all(examples)
     key = key_of(
         "evaluate",
         VERSION,
@@ -150,6 +150,12 @@ def evaluate(
     planned = plan(given, wanted, machine)
     with locked(folder) if folder else nullcontext():
         kept = Kept(folder, given)
+        if kept.outdated:
+            log.warning(
+                "%s: the model, its base or its dtype is another than when evaluation.json was written; its scores of %s are replaced",
+                folder,
+                ", ".join(kept.outdated),
+            )
         missing = [one for one in planned if not kept.has(one)]
         for one in planned:
             if one not in missing:
@@ -200,11 +206,6 @@ def _scored(
     return record, lines
 
 
-def chance_of(task: str, tier: str) -> float:
-    """What guessing scores: of nano tasks the best constant guess in a tier."""
-    return chance(task, tier) if is_nano(task) else CHANCE.get(task, 0.0)
-
-
 class Kept:
     """What a folder keeps of a model's scores; without a folder, what was scored just now.
 
@@ -217,6 +218,8 @@ class Kept:
         self.folder, self.given = folder, given
         self.records: dict[str, dict[str, Any]] = {}
         self.lines: list[Line] = []
+        self.outdated: list[str] = []
+        """Tasks that the folder holds of other weights, another base or dtype: the first new score replaces them."""
         if folder and folder.exists():
             self._read(folder)
 
@@ -235,11 +238,7 @@ class Kept:
         if name != self.given.name:
             raise ConfigError(f"{folder} holds the evaluation of {name}, not of {self.given.name}; give another folder")
         if model != self.given.record():
-            log.warning(
-                "%s: the model, its base or its dtype is another than when %s was written; scored anew",
-                folder,
-                path.name,
-            )
+            self.outdated = list(records)
             return
         self.records = records
         self.lines = _lines_of(folder / "scores.jsonl")

@@ -13,11 +13,11 @@ from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
-from pkt.nano.chance import chance
 from pkt.overlap import folder_warnings
 from pkt.protocols import protocol_of
 from pkt.report.words import changed_in_words
 from pkt.stages import flop_of
+from pkt.tasks.chance import chance_of
 
 if TYPE_CHECKING:
     from pkt.run import Run
@@ -113,11 +113,11 @@ def _model(lm: LM) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> list[dict[str, Any]]:
+    """Per model and tier, with chance where guessing scores anything."""
     rows = summarise(run.scores.lines())
-    if not is_nano(run.task.name):
-        return rows
     for row in rows:
-        row["chance"] = chance(run.task.name, row["tier"])
+        if guessed := chance_of(run.task.name, row["tier"]):
+            row["chance"] = guessed
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from run_folders import make_data, write_lines
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from pkt.evaluation.harness import score
 from pkt.inject.adapter import export_adapter
@@ -369,3 +370,35 @@ def test_an_adapter_with_another_scale_is_scored_anew(evaluate, tiny_target, tmp
     second = evaluate(tmp_path / "adapter", "--out", tmp_path / "out", tasks=("mmlu",))
     assert scored == ["mmlu", "mmlu"]
     assert first["model"]["change"] != second["model"]["change"]
+
+
+def test_another_dtype_names_once_what_it_replaces(pkt, benchmarks, tiny_target, tmp_path, caplog):
+    on = ("--data", benchmarks, "--out", tmp_path / "out", "--device", "cpu")
+    pkt("-q", "evaluate", tiny_target.name, "--task", "mmlu", "--task", "gsm8k", *on)
+    pkt("evaluate", tiny_target.name, "--task", "mmlu", *on, "--dtype", "bfloat16")
+    assert caplog.text.count("is another than when") == 1
+    assert "its scores of mmlu, gsm8k are replaced" in caplog.text
+
+
+def test_models_that_cannot_answer_are_refused(refused, make_lm, tokenizer, tmp_path):
+    on = ("--task", "nano/mmlu", "--style", "plain")
+    bare = tmp_path / "bare"
+    shutil.copytree(make_lm("qwen2").name, bare)  # transformers gives its family an empty tokenizer
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    refused((bare, *on), "no tokenizer could be read", "knows no text", "copy its tokenizer files")
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    refused((tmp_path / "bert", *on), "BertForMaskedLM", "expected a causal language model")
+
+
+def test_a_prompt_that_does_not_fit_is_found_before_loading(refused, tiny_target, tmp_path):
+    rows = [{"question": "word " * 5000, "answer": "#### 3"}]
+    write_lines(tmp_path / "data" / "test" / "gsm8k" / "test.jsonl", rows)
+    refused((tiny_target.name, "--task", "gsm8k", "--data", tmp_path / "data"), "the context holds", "--too-long")
+
+
+def test_a_limit_above_the_items_says_how_many_there_are(pkt, benchmarks, tiny_target):
+    done = pkt("evaluate", tiny_target.name, "--task", "gsm8k", "--data", benchmarks, "--limit", 1000)
+    assert "gsm8k: 3 items drawn by seed 0" in done.out

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from pkt.environment import _commit
 from pkt.errors import ConfigError, DataError
 from pkt.nano import world
 from pkt.tasks import reading
@@ -295,3 +296,17 @@ def test_the_public_files(name: str, counts: tuple[int, ...], data_folder: Path)
         assert len({e.unit for e in found.split("test")}) == 57
         users = {e.prompt.split(".\n", 1)[0] for s in ("train", "test") for e in found.split(s)}
         assert len(users) == 57, "test prompts name subjects as the splits do"
+
+
+def test_half_a_surrogate_pair_is_refused(folder: Path) -> None:
+    path = folder / "splits" / "gsm8k" / "train.jsonl"
+    path.write_text(
+        '{"question": "whole \\ud83d\\ude00", "answer": "#### 1"}\n{"question": "half \\ud83d", "answer": "#### 1"}\n'
+    )
+    with pytest.raises(DataError, match=r"train.jsonl:2: half of a surrogate pair"):
+        task("gsm8k", folder).split("train")
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _commit(tmp_path) is None

@@ -137,6 +137,6 @@ class Asking:
         more = f", and so do {len(long) - 1} of the other {num - 1} items" if long[1:] else ""
         return (
             f"example {first.example.id}: its prompt has {first.length} tokens and its answer up to {self.answer(first.example)} more, but "
-            f"the context holds {self.context}{more}; set evaluate.too_long to `wrong` (they count as wrong) or `cut` (their beginning is "
+            f"the context holds {self.context}{more}; set evaluate.too_long (`pkt evaluate --too-long`) to `wrong` (they count as wrong) or `cut` (their beginning is "
             f"cut off), or use a model with a longer context"
         )

@@ -98,6 +98,11 @@ def given(name: str, *, base: str | None = None, device: str = "auto", dtype: st
     context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise UnsupportedModelError(f"{name}: its config names no max_position_embeddings, the length of its context")
+    masked = [kind for kind in lm.config.architectures or () if kind.endswith("ForMaskedLM")]
+    if masked:
+        raise UnsupportedModelError(
+            f"{name}: {masked[0]} fills gaps, reading a text both ways; expected a causal language model"
+        )
     _ = lm.checkpoint.files, lm.tokenizer
     return Given(name, "checkpoint", lm)
 

@@ -110,6 +110,8 @@ class LM:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, padding_side="left", model_max_length=sys.maxsize
             )  # lengths are checked against the config, by example
+            if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
+                raise ValueError("it knows no text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UnsupportedModelError(
                 f"{self.name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"

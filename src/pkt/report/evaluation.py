@@ -68,6 +68,12 @@ def notes(evaluation: Mapping[str, Any]) -> list[str]:
         if record["dropped"]:
             said.append(f"{len(record['dropped'])} corrupt rows were dropped")
         if protocol["limit"]:
-            said.append(f"{protocol['limit']} items drawn by seed {protocol['seed']}")
+            said.append(f"{_drawn(record)} drawn by seed {protocol['seed']}")
         found += [f"note: {record['task']}: {'; '.join(said)}"] if said else []
     return found
+
+
+def _drawn(record: Mapping[str, Any]) -> str:
+    """How many items a limit left: of the nano world it holds for each tier."""
+    (num_items,) = [score["num_items"] for score in record["scores"] if score["tier"] == "all"]
+    return f"{num_items} item{'s' if num_items > 1 else ''}"

@@ -143,7 +143,9 @@ def read_hub(name: str) -> Rows:
     return test_rows(name, read_table(table, table.test), table.path)
 
 
-def read_table(table: Table, split: str, advice: str = "give a folder with --set task.data=DIR") -> Rows:
+def read_table(
+    table: Table, split: str, advice: str = "give a folder with --set task.data=DIR (`pkt evaluate --data DIR`)"
+) -> Rows:
     """The rows of a split of a data set on the hub (or in the library's cache), with their places.
 
     Args:

@@ -17,7 +17,7 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
     Lines end at a newline alone: a raw U+2028 or U+0085 inside a string is valid JSON and stays.
 
     Raises:
-        DataError: no such file, an empty line, or a line that is no JSON object.
+        DataError: no such file, an empty line, a line that is no JSON object, or one with half a surrogate pair.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected JSON lines there")
@@ -46,5 +46,18 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
             raise DataError(f"{where}: nested too deeply; expected one JSON object per line") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, expected a JSON object")
+        if "\\ud" in line.lower() and not _is_text(row):
+            raise DataError(
+                f"{where}: half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it, or write the character in full"
+            )
         rows.append((where, row))
     return rows
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether all strings are Unicode text: JSON can spell half a pair, which no tokenizer and no file takes."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -186,8 +186,8 @@ def _deal(pools: Pools, task: str, seed: int, counts: Mapping[str, int]) -> dict
     if short:
         least = sum(counts[name] for name in found if name != "train")
         raise DataError(
-            f"{task}: {len(rows) + len(pools['valid'])} rows can be used, but extract, align and valid take {least} and train needs one at "
-            f"least; lower --extract, --align or --valid"
+            f"{task}: {len(rows) + len(pools['valid'])} rows can be used (none that stands in the test set, or is there twice), but extract, "
+            f"align and valid take {least} and train needs one at least; lower --extract, --align or --valid, or give more rows"
         )
     return found
 

@@ -64,5 +64,5 @@ def check(form: Format, name: str, protocol: Protocol) -> None:
     if protocol.samples > 1 and not protocol.temperature:
         raise ConfigError(
             f"evaluate.samples is {protocol.samples}, but {name} is answered greedily (temperature 0), which gives the same answer each "
-            f"time; set evaluate.temperature above 0, or evaluate.samples to 1"
+            f"time; set evaluate.temperature above 0, or evaluate.samples to 1 (`pkt evaluate --temperature`, `--samples`)"
         )
