@@ -311,6 +311,9 @@ def test_limit_draws_per_tier_and_keeps_order(model, tokenizer, ranking) -> None
     assert all(sorted(d, key=ids.index) == d for d in drawn)
     assert len({tuple(d) for d in drawn}) > 1
     assert draw(test, 100, 0) == draw(test, None, 0) == test
+    for wrong in (0, -3, "3"):
+        with pytest.raises(ConfigError, match=f"limit is {wrong!r}, expected a number of items above 0"):
+            draw(test, wrong, 0)
     flat = [replace(e, tier="") for e in test]
     assert len(draw(flat, 5, 0)) == 5
 

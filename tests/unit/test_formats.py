@@ -228,6 +228,11 @@ def test_bad_split_rows(name: str, row: dict, message: str) -> None:
         ),
         ("mbpp_plus", {"prompt": "t", "code": "c", "task_id": 11}, "no field 'test'"),
         ("humaneval", {"task_id": "HumanEval/0", "prompt": "p"}, "no field 'canonical_solution'"),
+        (
+            "humaneval",
+            {"task_id": "H/0", "prompt": "def f():\n", "canonical_solution": "", "test": "", "entry_point": "g"},
+            "entry_point is 'g', expected the name of a function",
+        ),
     ],
 )
 def test_bad_test_rows(name: str, row: dict, message: str) -> None:

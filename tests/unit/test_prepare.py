@@ -193,7 +193,7 @@ def test_math(tmp_path, layout):
 
 def test_humaneval_from_rows_of_ones_own(tmp_path):
     item = hub_data.humaneval_rows(1)[0] | {
-        "prompt": 'def f(x):\n    """Return x with the number one added to it, whatever x may be at that time."""\n'
+        "prompt": 'def f0(x):\n    """Return x with the number one added to it, whatever x may be at that time."""\n'
     }
     rows = [
         {"messages": [{"role": "user", "content": f"Write {i}"}, {"role": "assistant", "content": f"def g{i}(): pass"}]}
@@ -275,7 +275,7 @@ def test_what_cannot_be_prepared(tmp_path):
     with pytest.raises(DataError, match="no training data of gsm8k in it; expected train.jsonl"):
         prepare("gsm8k", out, place=tmp_path)
     with pytest.raises(
-        DataError, match="35 rows can be used, but extract, align and valid take 200 and train needs one"
+        DataError, match="35 rows can be used .*, but extract, align and valid take 200 and train needs one"
     ):
         prepare("gsm8k", out, place=raw_gsm8k(tmp_path / "raw"), counts={**COUNTS, "extract": 191})
     assert not out.exists()
@@ -302,6 +302,14 @@ def test_from_the_hub(monkeypatch, tmp_path, name):
 def _sources(folder: Path, name: str) -> list[str]:
     text = (folder / "splits" / name.removesuffix("_plus") / "README.md").read_text()
     return text.split("## Sources")[1].split("## Files")[0].strip().split("\n")[2:]
+
+
+def test_the_command_says_that_worked_examples_were_dealt(tmp_path, monkeypatch, capfd):
+    mmlu_csv(tmp_path / "raw", {"dev": hub_data.mmlu_rows(0, 5), "test": hub_data.mmlu_rows(38, 4)}, header=False)
+    line = f"pkt data prepare mmlu --out {tmp_path / 'out'} --from {tmp_path / 'raw'} --extract 1 --align 1 --valid 1"
+    monkeypatch.setattr(sys, "argv", line.split())
+    cli.main()
+    assert "5 rows are worked examples of few-shot prompts too" in capfd.readouterr().out
 
 
 def test_the_command(tmp_path, monkeypatch, capfd):

@@ -41,6 +41,7 @@ def prepare(
     train: Annotated[int, typer.Option(min=1, help="rows to fine-tune on, or as many as are left")] = 1000,
 ) -> None:
     """Build disjoint splits from the public training data, with the test set, and report contamination."""
+    from pkt.tasks.overlaps import FEW_SHOT
     from pkt.tasks.prepare import prepare as make
 
     counts = {"extract": extract, "align": align, "valid": valid, "train": train}
@@ -48,6 +49,11 @@ def prepare(
     out.print(table(_split_rows(made)))
     if made.contamination["dropped"]:
         out.print(table(_dropped_rows(made.contamination)))
+    shown = sum(found["normalised"] for found in made.contamination["overlaps"] if found["test"] == FEW_SHOT)
+    if shown:
+        say(
+            f"{shown} rows are worked examples of few-shot prompts too: score without those (shots 0), or give more rows with --from"
+        )
     for path in made.files:
         say(str(path))
     say(f"\nnext: pkt tasks {task} --data {out_}")

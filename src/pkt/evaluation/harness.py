@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pkt.errors import DataError, UnsupportedModelError
+from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.evaluation.asking import Asked, Asking
 from pkt.evaluation.choices import ranked
 from pkt.evaluation.execution import NO_LEAVE, Execution
@@ -32,9 +32,15 @@ VERSION = 1
 
 
 def draw(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` examples of every tier, drawn by `seed`, in their order."""
+    """At most `limit` examples of every tier, drawn by `seed`, in their order.
+
+    Raises:
+        ConfigError: the limit is no number above 0.
+    """
     if limit is None:
         return list(examples)
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"limit is {limit!r}, expected a number of items above 0, or None for all")
     kept: set[str] = set()
     for tier in dict.fromkeys(e.tier for e in examples):
         ids = [e.id for e in examples if e.tier == tier]

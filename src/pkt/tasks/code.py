@@ -42,6 +42,10 @@ def _code_answer(response: str) -> str:
 def _humaneval_test(row: Row, where: str) -> Example:
     fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
     name, prompt, solution, test, entry = (field(row, f, str, where) for f in fields)
+    if f"def {entry}(" not in prompt:
+        raise DataError(
+            f"{where}: field entry_point is {entry!r}, expected the name of a function that the prompt begins"
+        )
     instruction = field(row, "instruction", str, where) if "instruction" in row else ""
     start = PACK_PREFIX if instruction else CODE_PREFIX
     return Example(
