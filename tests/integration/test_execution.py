@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_numpy_is_there_where_tests_import_it() -> None:
     assert run(Program(code, packages=("numpy",))) == Outcome(True)
     assert run(Program(code)) == Outcome(False, "ModuleNotFoundError: No module named 'numpy'")
     assert not run(Program("import torch", packages=("numpy",))).passed
+
+
+@pytest.mark.usefixtures("bubblewrap")
+def test_packages_may_be_installed_below_the_temporary_folder(monkeypatch) -> None:
+    """The program's own /tmp must not hide them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        (Path(folder) / "toy_package").mkdir()
+        (Path(folder) / "toy_package" / "__init__.py").write_text("NUMBER = 6\n")
+        monkeypatch.syspath_prepend(folder)
+        code = "import toy_package\nassert toy_package.NUMBER == 6"
+        assert run(Program(code, packages=("toy_package",))) == Outcome(True)
+        writing = "open('/tmp/free', 'w').write('x')\nimport toy_package\nopen(toy_package.__file__, 'w')"
+        assert run(Program(writing, packages=("toy_package",))).reason.startswith("OSError")
+        assert (Path(folder) / "toy_package" / "__init__.py").read_text() == "NUMBER = 6\n"
 
 
 def test_without_a_sandbox_limits_and_outcomes_are_the_same(tmp_path: Path, monkeypatch) -> None:

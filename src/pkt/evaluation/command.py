@@ -64,7 +64,7 @@ def sandboxed(command: Sequence[str], folder: int, seccomp: int, packages: Seque
     """
     found = [
         find_bubblewrap() or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox",
-        "--die-with-parent", "--new-session", "--seccomp", str(seccomp),
+        "--die-with-parent", "--new-session", "--seccomp", str(seccomp), "--size", str(folder), "--tmpfs", "/tmp",
     ]  # fmt: skip
     prefix = Path(sys.base_prefix)
     binds = [Path(p) for p in SYSTEM]
@@ -75,8 +75,7 @@ def sandboxed(command: Sequence[str], folder: int, seccomp: int, packages: Seque
         found += ["--symlink", os.readlink(link), link] if os.path.islink(link) else ["--ro-bind-try", link, link]
     for device in DEVICES:
         found += ["--dev-bind", device, device]
-    found += ["--size", str(folder), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
-    return [*found, "--", *command]
+    return [*found, "--chdir", "/tmp", "--remount-ro", "/", "--", *command]
 
 
 def _executable() -> str:
