@@ -6,7 +6,6 @@ columns come straight from the files (`lm.slices`). Everything a method takes fr
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.errors import ConfigError, ShapeError, UnsupportedModelError
 from pkt.models.checkpoint import Checkpoint, resolve
 from pkt.models.families import LINE_AXIS, Dims, Family, dims_of, family_of, logit_cap
-from pkt.models.loading import DEVICE_MAPS, check_device, check_headers, first_line, load, placement
+from pkt.models.loading import DEVICE_MAPS, check_device, check_headers, first_line, load, placement, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,28 +101,8 @@ class LM:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The model's own tokenizer, padding on the left. Raises UnsupportedModelError if there is none, or it ends every text."""
-        from transformers import AutoTokenizer
-
-        folder = resolve(self.name, self.revision, weights=False)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, padding_side="left", model_max_length=sys.maxsize
-            )  # lengths are checked against the config, by example
-            if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
-                raise ValueError("it knows no text")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UnsupportedModelError(
-                f"{self.name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
-            ) from e
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
-            raise UnsupportedModelError(
-                f"{self.name}: its tokenizer ends every text with {tokenizer.eos_token}, after which no answer follows; set add_eos_token "
-                f"to false in its tokenizer_config.json, or take it out of post_processor in its tokenizer.json"
-            )
-        return tokenizer
+        """The model's own tokenizer, padding on the left; see `pkt.models.loading.read_tokenizer`."""
+        return read_tokenizer(resolve(self.name, self.revision, weights=False), self.name)
 
     @property
     def real(self) -> LM:

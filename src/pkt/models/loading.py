@@ -1,8 +1,9 @@
-"""Reading a model's weights into memory, whole and where they are wanted."""
+"""Reading a model's weights into memory, whole and where they are wanted, and its tokenizer."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from pkt.models.checkpoint import Checkpoint
 
@@ -123,3 +124,31 @@ def check_device(device: str) -> None:
             f"device {device!r} cannot be used here (GPUs that torch sees: {count}); "
             f"expected auto, cpu, cuda, cuda:N, {', '.join(DEVICE_MAPS)}"
         )
+
+
+def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
+    """A model's tokenizer, padding on the left.
+
+    Raises:
+        UnsupportedModelError: there is none, or it ends every text.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", model_max_length=sys.maxsize
+        )  # lengths are checked against the config, by example
+        if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
+            raise ValueError("it knows no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UnsupportedModelError(
+            f"{name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
+        ) from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+        raise UnsupportedModelError(
+            f"{name}: its tokenizer ends every text with {tokenizer.eos_token}, after which no answer follows; set add_eos_token "
+            f"to false in its tokenizer_config.json, or take it out of post_processor in its tokenizer.json"
+        )
+    return tokenizer
