@@ -27,6 +27,16 @@ class Result:
     out: str
     err: str
 
+    def refuses(self, *parts: str) -> None:
+        """Fails unless the command ended with 2 and said one line, which holds the parts."""
+        assert self.code == 2, (self.out, self.err)
+        assert self.out == ""
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1
+        assert "Traceback" not in self.err
+        for part in parts:
+            assert part in self.err
+
 
 @pytest.fixture
 def pkt(monkeypatch, capfd, short_answers) -> Iterator[Callable[..., Result]]:
