@@ -244,15 +244,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
     data.setdefault("name", path.stem)
-    for override in overrides:
-        _override(data, override)
+    for text in overrides:
+        override(data, text)
     return validate(Recipe, data, str(path))
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def override(data: dict[str, Any], given: str) -> None:
+    """Put one `key.path=value` into nested keys.
+
+    Raises:
+        ConfigError: it is not of that form, or its value is not YAML.
+    """
+    key, equals, text = given.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key.path=value, for example method.steps=8")
+        raise ConfigError(f"--set {given!r}: expected key.path=value, for example method.steps=8")
     *parents, last = key.split(".")
     at = data
     for parent in parents:
@@ -260,9 +265,9 @@ def _override(data: dict[str, Any], override: str) -> None:
         if isinstance(below, str) and parent in ("source", "target"):
             below = at[parent] = {"name": below}
         if not isinstance(below, dict):
-            raise ConfigError(f"--set {override!r}: {parent} holds {below!r}, not keys")
+            raise ConfigError(f"--set {given!r}: {parent} holds {below!r}, not keys")
         at = below
-    at[last] = read_yaml(text, f"--set {override!r}") if text else None
+    at[last] = read_yaml(text, f"--set {given!r}") if text else None
 
 
 def validate(cls: type[M], data: Any, where: str, prefix: str = "") -> M:

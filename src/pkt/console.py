@@ -77,6 +77,17 @@ def show_comparison(comparison: dict[str, Any], written: Sequence[Path], *, as_j
     return None
 
 
+def show_analysis(page: Path) -> None:
+    """What an analysis found, and where its numbers and its page are."""
+    found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    for line in (found["sentence"], *(f"note: {note}" for note in found["notes"])):
+        say(line)
+    say("")
+    for path in (page.with_suffix(".json"), *sorted(page.parent.glob(f"{page.stem}-*.csv"))):
+        say(str(path))
+    say(f"report: {page.resolve()}")
+
+
 def set_up(level: int) -> None:
     """Messages of the package to stderr; settings that make small models fast and results repeatable."""
     logging.basicConfig(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pkt import console
-from pkt.cli import data, evaluate, lists, results, runs
+from pkt.cli import analyses, data, evaluate, lists, results, runs
 from pkt.console import say
 from pkt.errors import ConfigError
 from pkt.processes import is_first, num_processes
@@ -33,6 +33,8 @@ COMMANDS = (
     results.verify,
     results.compare,
     results.report,
+    analyses.analyze,
+    analyses.analyses,
     lists.methods,
     lists.tasks,
     lists.untie,
