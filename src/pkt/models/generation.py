@@ -120,7 +120,10 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
             found[i] = _before(text, how.stop)
             cut += found[i] == text and ends.isdisjoint(new)
     if cut:
-        log.warning("%s: %d of %d answers were cut after %d tokens", lm.name, cut, len(prompts), how.max_new_tokens)
+        log.warning(
+            "%s: %d of %d answers were cut after %d tokens, and are learnt as if they ended there: raise method.max_new_tokens",
+            lm.name, cut, len(prompts), how.max_new_tokens,
+        )  # fmt: skip
     return found
 
 

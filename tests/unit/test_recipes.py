@@ -1,0 +1,26 @@
+"""Shipped recipes fit every embedded task, whichever `--set task.name` chooses."""
+
+from __future__ import annotations
+
+import pytest
+
+from pkt.config import RECIPES, load_recipe
+from pkt.methods import method_of
+from pkt.models.lm import LM
+from pkt.nano import world
+from pkt.tasks.sources import task
+
+SAMPLING = sorted(path.stem for path in RECIPES.glob("nano_*.yaml") if "kd" in path.stem)
+
+
+@pytest.mark.parametrize("name", world.TASKS)
+@pytest.mark.parametrize("recipe", SAMPLING)
+def test_right_answers_are_not_cut(recipe, name):
+    _, options = method_of(load_recipe(recipe, [f"task.name=nano/{name}"]))
+    tokenizer, found = LM("nano/target").tokenizer, task(f"nano/{name}")
+    most = options.max_new_tokens or found.format.max_new_tokens
+    for example in found.split("train"):
+        start = found.format.opening(example, "plain")
+        assert example.response.startswith(start)
+        answer = tokenizer(example.response.removeprefix(start), add_special_tokens=False)["input_ids"]
+        assert len(answer) < most  # and the end of sequence
