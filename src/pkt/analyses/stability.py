@@ -171,7 +171,7 @@ def _located(
 ) -> dict[str, dict[str, Located]]:
     """What is located when asked in other ways: comparison -> name -> choice. Halves of a seed end in `, a` and `, b`."""
     num = len(run.task.location)
-    found = {"examples": {run.task.location[i].id: locations.on_examples([i]) for i in range(num)}}
+    found = {"examples": {str(i): locations.on_examples([i]) for i in range(num)}}
     found["halves"] = {
         f"seed {seed}, {name}": locations.on_examples(half)
         for seed in seeds
@@ -202,13 +202,12 @@ def _located(
 
 def _agreement(locations: Locations, found: dict[str, dict[str, Located]], gen: Generator) -> dict[str, list[Row]]:
     """The tables `jaccard` and `pairs`; single examples are in the first alone."""
-    seeds: list[Pair] = []
-    if not locations.is_drawn:
-        one = list(found["halves"].items())
-        seeds = [Pair(a, b, (x, y)) for (a, x), (b, y) in zip(one[::2], one[1::2], strict=True)]
+    one = list(found["halves"].items())
+    of_seeds = [Pair(a, b, (x, y)) for (a, x), (b, y) in zip(one[::2], one[1::2], strict=True)]
     compared = {
         "examples": [] if locations.is_drawn else all_pairs(found["examples"], gen),
-        "seeds": seeds or all_pairs(found.get("draws", {})),
+        "seeds": [] if locations.is_drawn else of_seeds,
+        "draws": all_pairs(found.get("draws", {})),
         "tasks": all_pairs(found.get("tasks", {})),
         "dtypes": all_pairs(found.get("dtypes", {})),
     }

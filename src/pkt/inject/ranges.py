@@ -31,7 +31,11 @@ def ranges(delta: Delta, target: LM) -> Iterator[tuple[Key, dict[str, Any]]]:
     """
     for key, change in delta.changes.items():
         own, weights = _range(change.entries()), _range(weights_under(target, key, change))
-        row = {"entries": change.size(), **own, **{f"weight_{name}": value for name, value in weights.items()}}
+        row: dict[str, Any] = {
+            "entries": change.size(),
+            **own,
+            **{f"weight_{name}": value for name, value in weights.items()},
+        }
         largest, theirs = (max(abs(found["min"]), abs(found["max"])) for found in (own, weights))
         row["max_ratio"] = largest / theirs if theirs else None
         row["rms_ratio"] = own["rms"] / weights["rms"] if weights["rms"] else None

@@ -19,7 +19,13 @@ from pkt.stability.words import BETWEEN
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 JSON = "stability.json"
-NAMES = {"examples": "single examples", "seeds": "halves, by seed", "tasks": "tasks", "dtypes": "dtypes"}
+NAMES = {
+    "examples": "single examples",
+    "seeds": "halves, by seed",
+    "draws": "draws of seeds",
+    "tasks": "tasks",
+    "dtypes": "dtypes",
+}
 """Comparisons, as short as an axis needs them."""
 
 
@@ -39,8 +45,8 @@ def figures(found: Mapping[str, Any]) -> list[Figure]:
 
 
 def place(row: Row) -> str:
-    """Model and kind: `source, FFN`."""
-    return f"{row['model']}, {KINDS.get(row['kind'], row['kind'])}"
+    """Model and kind, `source, FFN`; of blocks, which are the source's alone, the matrix."""
+    return f"{row['model']}, {KINDS[row['kind']]}" if row["kind"] in KINDS else row["kind"]
 
 
 def chance_levels(rows: Rows) -> dict[str, float]:
@@ -210,7 +216,7 @@ def _layers(rows: Rows) -> Figure:
         layer_bars(rows),
         f"How often each source layer is among the highest-scoring, over {of} single examples and {rows[0]['of_halves']} halves of the "
         "extract split. Triangles: the layers that the recipe's own delta was made from ("
-        + "; ".join(f"{KINDS.get(kind, kind)} {', '.join(layers)}" for kind, layers in own.items())
+        + "; ".join(f"{KINDS.get(kind, 'all matrices')} {', '.join(layers)}" for kind, layers in own.items())
         + ").",
         f"A layer at 1 or 0 is chosen, or left out, whatever the example: {len(sure)} of {len(rows)} here. The more bars stand in between, the "
         "more the layer map depends on the examples.",
@@ -219,7 +225,7 @@ def _layers(rows: Rows) -> Figure:
         ["kind", "source layer", "examples", "halves", "chosen by the recipe"],
         [
             [
-                KINDS.get(row["kind"], row["kind"]),
+                KINDS.get(row["kind"], "all matrices"),
                 row["source_layer"],
                 f"{row['examples']} of {row['of_examples']}",
                 f"{row['halves']} of {row['of_halves']}",
@@ -306,7 +312,7 @@ def _deltas(rows: Rows) -> Figure:
         f"1: the same change up to its size; 0: nothing in common; below: they undo each other. {said}",
         "Random directions of these sizes in the same lines: 0"
         + ("" if by_chance is None else f", with a standard deviation of {by_chance:.4f} for the whole delta")
-        + ". Deltas that share their lines, their source and their loss start from more than chance.",
+        + ". Deltas that share their lines, their start or their loss have more than chance in common from the outset.",
         JSON,
         ["module", "cosine", "random directions", "entries", "same lines (Jaccard)", "by chance"],
         [
@@ -356,7 +362,7 @@ def _ranges(rows: Rows) -> Figure:
         f"Entries of the change, and of the target's weights in the same entries, by module, over all layers and {seeds} seeds: thin lines run from "
         "the smallest to the largest entry, thick ones one root mean square (RMS) to each side.",
         f"A change whose thin line is longer than the weights' overrides single weights; a thick one that is far shorter is a small correction.{said}",
-        "Nothing in particular: no level is right. An unaligned slice is as large as the weights themselves.",
+        "A size has no chance level. For comparison: slices of the source without alignment are as large as the weights.",
         JSON,
         [
             "module",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from pkt.report.plots import KINDS, RESULT, SOURCE, TARGET, WIDTH
 from pkt.report.svg import ARM_COLOURS, INK, MUTED, drawing, new_figure, to_svg
 
@@ -37,7 +35,7 @@ def layer_bars(rows: Sequence[Row]) -> str:
             ax.set_ylim(0, 1.16)
             ax.set_yticks([0, 0.5, 1])
             ax.set_xlim(-0.6, len(held) - 0.4)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(len(held), 20)))
+            ax.set_xticks(at[:: 1 + len(at) // 25])
             ax.set_ylabel("share")
             ax.tick_params(axis="x", length=0)
             ax.grid(axis="y")

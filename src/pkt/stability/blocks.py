@@ -35,7 +35,7 @@ class BlockLocations:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.cfg: SourceStartConfig = run.options  # type: ignore[assignment]
+        self.cfg: SourceStartConfig = run.options
         self.is_drawn = self.cfg.blocks == "random"
         self.keys = adapted(run.target, self.cfg)
         self.shapes = {part: shape for (layer, part), shape in shapes(run.target, self.keys).items() if not layer}
@@ -104,8 +104,8 @@ class BlockLocations:
         header = {"model": source.name, "weights": source.digest, "examples": str(len(examples)), "style": style}
         kept = remembered(path, header, make)
         corners: dict[Key, Corner] = {}
-        for name, corner in kept.items():
-            if name != "layers":
-                at, part = name.split(".")
-                corners[None if at == "-" else int(at), part] = int(corner[0]), int(corner[1])
+        for part in self.shapes:
+            for at in (None, *range(source.dims.layers)):
+                if (name := f"{'-' if at is None else at}.{part}") in kept:
+                    corners[at, part] = int(kept[name][0]), int(kept[name][1])
         return Blocks(kept["layers"], corners)

@@ -107,11 +107,12 @@ def layer_rows(
     Args: own the recipe's own choice, by kind. num_layers of the source.
     """
     rows = []
-    for kind, chosen in own.items():
+    for kind in examples[0].layers:
+        chosen = own.get(kind, [])
         for layer in range(num_layers):
             row: Row = {"kind": kind, "source_layer": layer}
             for name, found in (("examples", examples), ("halves", of_halves)):
                 times = sum(layer in one.layers[kind] for one in found)
                 row |= {name: times, f"of_{name}": len(found), f"share_{name}": times / len(found) if found else None}
-            rows.append(row | {"chosen": layer in chosen, "chance": len(chosen) / num_layers})
+            rows.append(row | {"chosen": layer in chosen, "chance": len(examples[0].layers[kind]) / num_layers})
     return rows

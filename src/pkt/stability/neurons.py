@@ -35,7 +35,7 @@ class NeuronLocations:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.cfg: LocationConfig = run.options  # type: ignore[assignment]
+        self.cfg: LocationConfig = run.options
         self.num = counts(run.target.dims, self.cfg.transfer_rate)
         self.is_drawn = self.cfg.is_random
 

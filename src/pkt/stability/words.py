@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 BETWEEN = {
     "examples": "two single examples",
     "seeds": "two halves of the extract split",
+    "draws": "draws of two seeds",
     "tasks": "two tasks",
     "dtypes": "two dtypes",
 }
@@ -47,8 +48,13 @@ def _located(rows: Sequence[Row], what: str) -> list[str]:
             groups.setdefault(alike(above), []).append(f"{words} ({mean:.2f})")
     if not groups:
         return []
-    told = ", ".join(f"{degree} for {' and '.join(names)}" for degree, names in groups.items())
+    told = ", ".join(f"{degree} for {joined(names)}" for degree, names in groups.items())
     return [f"located {what} are {told}, where chance gives {statistics.fmean(chances):.2f} (Jaccard index)"]
+
+
+def joined(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def alike(above: float) -> str:
@@ -59,7 +65,7 @@ def alike(above: float) -> str:
         return "largely the same"
     if above >= 0.2:
         return "mostly different"
-    return "hardly more alike than by chance"
+    return "little more alike than by chance" if above >= 0.02 else "no more alike than by chance"
 
 
 def _scores(rows: Sequence[Row]) -> list[str]:
