@@ -16,7 +16,8 @@ from pkt.analyze import analyze, split_overrides
 from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError
 from pkt.extract.jaccard import chance_of_sets, jaccard
-from pkt.extract.location import attributions, choose, counts
+from pkt.extract.layers import top_scores
+from pkt.extract.location import located_neurons
 from pkt.files import write_text
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
@@ -204,16 +205,15 @@ def run_of(recipe, data, folder, method=LATEN, **sections) -> Run:
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_sets_of_single_examples_are_those_that_per_example_takes(recipe, four, tmp_path, rate):
     run = run_of(recipe, four, tmp_path / "out", {**LATEN, "transfer_rate": rate, "locate": "per_example"})
-    locations, num = locations_of(run), counts(run.target.dims, rate)
-    scores = attributions(run.source, run.target, run.task, run.options, run.style)
+    locations = locations_of(run)
+    of_source, of_target = located_neurons(run.source, run.target, run.task, run.options, run.style)
     for e in range(4):
         found = locations.on_examples([e])
-        chosen, placed = choose(run.source, run.target, (scores[0].example(e), scores[1].example(e)), num)
-        assert found.layers == chosen.layers
-        for model, sets in (("source", chosen), ("target", placed)):
+        for model, sets in (("source", of_source[e]), ("target", of_target[e])):
             for kind in KINDS:
-                for layer, index in zip(sets.layers[kind], sets.index[kind].tolist(), strict=True):
-                    assert found.chosen[Place(model, kind, layer)] == index
+                taken = {layer: index for layer, index in enumerate(sets[kind]) if index}
+                assert taken == {layer: found.chosen[Place(model, kind, layer)] for layer in taken}
+                assert list(taken) == (found.layers[kind] if model == "source" else [0, 1])
 
 
 def test_all_examples_together_are_what_the_task_locates(recipe, four, tmp_path):
@@ -263,7 +263,7 @@ def test_blocks_are_those_that_seeking_takes(make, recipe, four, tmp_path):
     own, here = locate_blocks(run.source, run.target, run.task, run.options, run.style), locations_of(run)
     located = here.on_task(run.task)
     assert {(at, part): corner for (_, part, at), corner in located.chosen.items()} == own.blocks.corners
-    assert located.layers == {"block": own.blocks.layer_map(run.target.dims.layers, run.source.name)}
+    assert located.layers == {"block": top_scores(own.blocks.layers, run.target.dims.layers, run.source.name)}
     assert {r["kind"] for r in found["jaccard"]} == {"q", "k", "v", "o", "gate", "up", "down", "embed", "unembed"}
     assert {r["model"] for r in found["jaccard"]} == {"source"}
     assert all(0 < r["chance"] < 1 for r in found["jaccard"])
@@ -280,7 +280,7 @@ def test_a_method_that_locates_nothing_has_its_seeds_compared(make, tmp_path):
     found = json.loads((tmp_path / "out" / "stability.json").read_text())
     assert set(found["tables"]) == {"scores", "seeds", "deltas", "ranges"}
     assert found["notes"] == ["lora locates nothing: only seeds are compared."]
-    assert found["sentence"].startswith("lora: over 2 seeds the score on all runs from ")
+    assert found["sentence"].startswith("lora: over 2 seeds the score on all ")
 
 
 def test_neurons_drawn_at_random_are_compared_by_seed(make, tmp_path):

@@ -14,6 +14,7 @@ from pkt.align.source_start import SourceStartConfig
 from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, find_blocks, shapes
 from pkt.extract.jaccard import Chance, block_jaccard, chance_of_blocks
+from pkt.extract.layers import top_scores
 from pkt.inject.delta import Key
 from pkt.memo import remembered
 from pkt.models.lm import LM
@@ -84,7 +85,7 @@ class BlockLocations:
     def _located(self, source: LM, examples: Sequence[Example]) -> Located:
         found = self._blocks(source, examples)
         chosen = {} if self.is_drawn else {Place("source", part, at): c for (at, part), c in found.corners.items()}
-        return Located(chosen, {LAYERS: found.layer_map(self.run.target.dims.layers, source.name)})
+        return Located(chosen, {LAYERS: top_scores(found.layers, self.run.target.dims.layers, source.name)})
 
     def _blocks(self, source: LM, examples: Sequence[Example]) -> Blocks:
         """Layers and corners, kept in the memo."""

@@ -72,7 +72,8 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     row = main_tier(rows)
     if row is None:
         return []
-    text = f"over {row['seeds']} seeds the score on {row['tier']} runs from {row['min']:.3f} to {row['max']:.3f} (target {row['target']:.3f}"
+    run = f"runs from {row['min']:.3f} to {row['max']:.3f}" if row["range"] else f"is {row['mean']:.3f} in all"
+    text = f"over {row['seeds']} seeds the score on {row['tier']} {run} (target {row['target']:.3f}"
     if row["item_error"] is not None:
         text += f"; standard error over items {row['item_error']:.3f}"
     return [text + ")"]
