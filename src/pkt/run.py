@@ -33,17 +33,20 @@ log = logging.getLogger(__name__)
 class Run:
     """One recipe in one folder.
 
+    Args:
+        memo: folder of what was computed on the models, where several runs share it; None means the run's own `neurons/`.
+
     Raises:
         ConfigError: the recipe is wrong, or the folder holds the run of another recipe.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, machine: Machine | None = None, memo: Path | None = None) -> None:
         self.folder, self.machine = folder, machine or Machine()
         self.method, self.options = method_of(recipe)
         resolved = {"name": recipe.method["name"], **self.options.model_dump()}
         self.recipe = recipe.with_absolute_paths().model_copy(update={"method": resolved})
         self.stages, self.scores = Stages(folder), Scores(folder)
-        self.memo = folder / "neurons"
+        self.memo, self.is_shared = memo or folder / "neurons", memo is not None
         self._check_folder()
 
     @staticmethod
@@ -138,11 +141,15 @@ class Run:
         def make() -> list[Path]:
             assert self.method.locate is not None
             self.method.locate(self.source, self.target, task, self.options, self.style)
-            return memo_files(self.memo)
+            return self._memo_files()
 
         found = self.method.location_key(task, self.options)
         key = key_of(stage, self.inputs(), found, self.recipe.dtype)
         self.stages.run(stage, key, make, count=True)
+
+    def _memo_files(self) -> list[Path]:
+        """Files of this folder's memo; those of a shared one verify themselves."""
+        return [] if self.is_shared else memo_files(self.memo)
 
     def prepare(self) -> None:
         """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
@@ -153,7 +160,7 @@ class Run:
         def make() -> list[Path]:
             assert self.method.prepare is not None
             self.method.prepare(self.source, self.target, self.task, self.options, self.style)
-            return memo_files(self.memo)
+            return self._memo_files()
 
         what = [*self.inputs(*self.method.reads(self.options)), decides, self.recipe.dtype]
         return self.stages.run("prepare", key_of("prepare", what), make, count=True)

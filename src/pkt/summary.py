@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
+from pkt.inject.ranges import weights_under
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.overlap import folder_warnings
@@ -138,11 +139,7 @@ def _sizes(delta: Delta, target: LM) -> list[dict[str, Any]]:
     rows = []
     for (layer, part), change in delta.changes.items():
         entries = change.entries().float()
-        if isinstance(change, Lines) and layer is not None:
-            weights = target.slices(part, {layer: change.index.tolist()})[layer]
-        else:
-            weights = target.part(layer, part)
-        weight_norm = float(weights.norm())
+        weight_norm = float(weights_under(target, (layer, part), change).norm())
         rows.append(
             {
                 "layer": layer,
