@@ -32,7 +32,7 @@ from pkt.methods.base import Method, fork
 from pkt.methods.pissa import PissaConfig
 from pkt.models.controls import RandomSource
 from pkt.run import Run
-from pkt.similarity.starts import RANDOM_BLOCK, identity_rows, module_rows, random_rows
+from pkt.similarity.starts import RANDOM_BLOCK, module_rows, prediction_rows, random_rows
 from pkt.similarity.starts_words import notes, sentence
 from pkt.similarity.weights import (
     StartCosines,
@@ -136,10 +136,10 @@ def parametric(run: Run, cfg: ParametricConfig, gen: Generator) -> Result:
     cosines, angles = _as_trained(run, starts)
     chance = _chance_rows(angles, gen)
     against = random_rows(cosines, angles, _as_many_outside)
-    identities = identity_rows(cosines)
+    predictions = prediction_rows(cosines)
     tables = {
         "modules": module_rows(cosines),
-        "identities": identities,
+        "predictions": predictions,
         "against_random": against,
         "cosines": cosines,
         "angles": angles,
@@ -147,7 +147,7 @@ def parametric(run: Run, cfg: ParametricConfig, gen: Generator) -> Result:
         "energy": energy,
         "ranks": sweep,
     }
-    return Result(sentence(identities, against, cfg.draws), tables, [*notes(cosines, sweep, cfg.draws), *left_out])
+    return Result(sentence(predictions, against, cfg.draws), tables, [*notes(cosines, sweep, cfg.draws), *left_out])
 
 
 def _starts(run: Run, cfg: ParametricConfig) -> tuple[list[Start], list[str]]:

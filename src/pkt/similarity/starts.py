@@ -1,4 +1,4 @@
-"""What the cosines of adapter starts with the target's weights amount to: means, identities, and where random blocks lie.
+"""What the cosines of adapter starts with the target's weights amount to: means, predictions, and where random blocks lie.
 
 Rows are those of the parametric analysis: one per start (`init`), draw, layer and module.
 """
@@ -12,12 +12,6 @@ from typing import Any
 Row = dict[str, Any]
 RANDOM_BLOCK = "random_block"
 """The start that all others are held against."""
-QUANTITIES = {
-    "own": "cosine with the target's weight",
-    "remainder": "cosine with the remainder",
-    "left": "mean squared cosine of the column spaces",
-    "right": "mean squared cosine of the row spaces",
-}
 PUBLISHED = {
     ("pissa", "up"): (0.153, -0.002),
     ("pissa", "down"): (0.152, -0.002),
@@ -67,8 +61,11 @@ def module_rows(cosines: Sequence[Row]) -> list[Row]:
     return found
 
 
-def identity_rows(cosines: Sequence[Row]) -> list[Row]:
-    """How far measured cosines are from what holds of every such start, whatever its source: the largest gap over matrices and draws."""
+def prediction_rows(cosines: Sequence[Row]) -> list[Row]:
+    """Cosines beside what holds of every such start, whatever its source, with the largest gap over matrices and draws.
+
+    PiSSA's are identities. Those of other starts hold of every matrix that has nothing to do with the weight.
+    """
     return [
         {
             "init": init,
@@ -103,8 +100,8 @@ def random_rows(cosines: Sequence[Row], angles: Sequence[Row], probability: Call
     """
     values: dict[tuple[str, str], dict[tuple[Any, str], list[float]]] = {}
     for row in cosines:
-        for name in ("own", "remainder"):
-            _put(values, row, name, row[name])
+        for name in ("own", "remainder", "start_norm"):
+            _put(values, row, name, row[name] if row["own"] is not None else None)
     for row in angles:
         _put(values, row, row["side"], row["mean_square"])
     found = []

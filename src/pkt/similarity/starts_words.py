@@ -10,21 +10,19 @@ ALPHA = 0.05
 """A count of matrices outside the random blocks' range that is less likely than this is called a difference."""
 
 
-def sentence(identities: Sequence[Row], against: Sequence[Row], draws: int) -> str:
+def sentence(predictions: Sequence[Row], against: Sequence[Row], draws: int) -> str:
     """The finding on Seeking's start and on PiSSA's."""
     own, remainder = (_row(against, "seeking", name) for name in ("own", "remainder"))
-    gap = _row(identities, "seeking", "remainder")["largest_gap"]
-    pissa_own, pissa_rest = (_row(identities, "pissa", name) for name in ("own", "remainder"))
-    alike = own["p_value"] >= ALPHA
-    verdict = "lies to the target's weights as random blocks of the same source do" if alike else (
-        "does not lie to the target's weights as random blocks of the same source do"
-    )  # fmt: skip
+    gap = _row(predictions, "seeking", "remainder")["largest_gap"]
+    pissa = [_row(predictions, "pissa", name) for name in ("own", "remainder")]
+    verdict = "cannot be told" if own["p_value"] >= ALPHA else "can be told"
     return (
-        f"Seeking's start {verdict}: cosine with the weight {own['mean']:+.3f} on average (random blocks {own['random_mean']:+.3f}), within the "
-        f"range of {draws} random blocks in {own['inside']} of {own['matrices']} matrices, where {own['expected_inside']:.1f} are expected by "
-        f"chance; cosine with the remainder {remainder['mean']:+.3f} (random blocks {remainder['random_mean']:+.3f}), which norms alone give "
-        f"to within {gap:.3f}. PiSSA's {pissa_own['mean']:+.3f} and {pissa_rest['mean']:+.3f} are identities (largest gaps "
-        f"{pissa_own['largest_gap']:.0e} and {pissa_rest['largest_gap']:.0e})."
+        f"Seeking's start {verdict} from random blocks of the same source by its direction: its cosine with the target's weight is "
+        f"{_plain(own['mean'])} on average (random blocks {_plain(own['random_mean'])}), within the range of {draws} random blocks in "
+        f"{own['inside']} of {own['matrices']} matrices ({own['expected_inside']:.1f} expected by chance), and its cosine with the remainder, "
+        f"{_plain(remainder['mean'])} (random blocks {_plain(remainder['random_mean'])}), is what norms alone give to within {gap:.3f}; "
+        f"PiSSA's {_plain(pissa[0]['mean'])} and {_plain(pissa[1]['mean'])} are identities, met to within "
+        f"{max(row['largest_gap'] for row in pissa):.0e}."
     )
 
 
@@ -46,3 +44,8 @@ def notes(cosines: Sequence[Row], sweep: Sequence[Row], draws: int) -> list[str]
 
 def _row(rows: Sequence[Row], init: str, quantity: str) -> Row:
     return next(row for row in rows if (row["init"], row["quantity"]) == (init, quantity))
+
+
+def _plain(value: float) -> str:
+    """Three decimals; no sign on zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
