@@ -32,16 +32,10 @@ from pkt.methods.base import Method, fork
 from pkt.methods.pissa import PissaConfig
 from pkt.models.controls import RandomSource
 from pkt.run import Run
+from pkt.similarity.start_rows import angle_row, chance_rows, cosine_row
 from pkt.similarity.starts import RANDOM_BLOCK, module_rows, prediction_rows, random_rows
 from pkt.similarity.starts_words import notes, sentence
-from pkt.similarity.weights import (
-    StartCosines,
-    chance_square,
-    energy_kept,
-    random_cosines,
-    start_cosines,
-    subspace_cosines,
-)
+from pkt.similarity.weights import energy_kept, start_cosines
 from pkt.tasks.base import fingerprint
 
 STARTS: dict[str, tuple[str, dict[str, str]]] = {
@@ -58,8 +52,6 @@ DRAWN = ("random_init", RANDOM_BLOCK)
 OF_BLOCKS = ("pissa", "seeking", "seeking_coupled", *DRAWN)
 """Starts that are best approximations of a matrix: the target's own for PiSSA, else a block."""
 LORA_OPTIONS = ("rank", "alpha", "parts", "embeddings", "svd")
-SIMULATED = 200
-"""Random subspaces behind the chance level of an angle."""
 
 
 class ParametricConfig(AnalysisConfig):
@@ -134,7 +126,7 @@ def parametric(run: Run, cfg: ParametricConfig, gen: Generator) -> Result:
     starts, left_out = _starts(run, cfg)
     energy, sweep = _by_rank(run, cfg, starts)
     cosines, angles = _as_trained(run, starts)
-    chance = _chance_rows(angles, gen)
+    chance = chance_rows(angles, gen)
     against = random_rows(cosines, angles, _as_many_outside)
     predictions = prediction_rows(cosines)
     tables = {
@@ -147,7 +139,11 @@ def parametric(run: Run, cfg: ParametricConfig, gen: Generator) -> Result:
         "energy": energy,
         "ranks": sweep,
     }
-    return Result(sentence(predictions, against, cfg.draws), tables, [*notes(cosines, sweep, cfg.draws), *left_out])
+    said = [*notes(cosines, sweep, cfg.draws), *left_out]
+    if isinstance(run.options, LoraConfig):
+        own = ", ".join(f"{name} {getattr(run.options, name)}" for name in LORA_OPTIONS if hasattr(run.options, name))
+        said.append(f"The adapters' options are those of the recipe's method {run.method.name}: {own}.")
+    return Result(sentence(predictions, against, cfg.draws), tables, said)
 
 
 def _starts(run: Run, cfg: ParametricConfig) -> tuple[list[Start], list[str]]:
@@ -198,50 +194,10 @@ def _as_trained(run: Run, starts: list[Start]) -> tuple[list[Row], list[Row]]:
                 pair = pairs[key] if pairs is not None else LowRank(space.a, torch.zeros_like(space.b))
                 product_RC = start.cfg.scaling * pair.entries().to(weight_RC.device)
                 found = start_cosines(weight_RC, product_RC)
-                cosines.append(at | _cosine_row(start.name, len(pair.a), found, kept))
+                cosines.append(at | cosine_row(start.name, len(pair.a), found, kept))
                 for side, ours, theirs in (("left", pair.b, space.b), ("right", pair.a.T, space.a.T)):
-                    angles.append(at | _angle_row(side, ours, theirs, is_zero=found.own is None))
+                    angles.append(at | angle_row(side, ours, theirs, is_zero=found.own is None))
     return cosines, angles
-
-
-def _cosine_row(name: str, rank: int, found: StartCosines, kept: float) -> Row:
-    """Args: kept: root of the energy that the rank keeps of the weight."""
-    known = found.own is not None
-    return {
-        "rank": rank,
-        "own": found.own,
-        "predicted_own": (kept if name == "pissa" else 0.0) if known else None,
-        "remainder": found.remainder,
-        "predicted_remainder": 0.0 if name == "pissa" else found.of_norms,
-        "start_norm": found.start_norm,
-        "remainder_norm": found.remainder_norm,
-    }
-
-
-def _angle_row(side: str, ours_dr: Tensor, theirs_dr: Tensor, *, is_zero: bool) -> Row:
-    dimension, rank = ours_dr.shape
-    cosines = None if is_zero else subspace_cosines(ours_dr, theirs_dr)
-    return {
-        "side": side,
-        "dimension": dimension,
-        "rank": rank,
-        "mean_square": None if cosines is None else float(cosines.square().mean()),
-        "chance_mean_square": chance_square(dimension, rank, theirs_dr.shape[1]),
-        "largest": None if cosines is None else float(cosines.max()),
-    }
-
-
-def _chance_rows(angles: list[Row], gen: Generator) -> list[Row]:
-    """The level of random subspaces, for every dimension and rank that occur: exact mean, simulated 95 % range."""
-    found = []
-    for dimension, rank in sorted({(row["dimension"], row["rank"]) for row in angles}):
-        cosines = random_cosines(dimension, rank, SIMULATED, gen)
-        row: Row = {"dimension": dimension, "rank": rank, "mean_square": chance_square(dimension, rank, rank)}
-        for name, values in (("mean_square", cosines.square().mean(1)), ("largest", cosines.max(1).values)):
-            low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-            row |= {f"{name}_simulated": float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-        found.append(row)
-    return found
 
 
 def _by_rank(run: Run, cfg: ParametricConfig, starts: list[Start]) -> tuple[list[Row], list[Row]]:
@@ -256,12 +212,13 @@ def _by_rank(run: Run, cfg: ParametricConfig, starts: list[Start]) -> tuple[list
         scale = 1.0 if start.name == "pissa" else start.cfg.scaling
         ranks = sorted({*cfg.ranks, start.cfg.rank})
         for key, block_RC in _blocks(run, start):
-            at = {"init": start.name, "layer": key[0], "module": key[1]}
+            at = {"layer": key[0], "module": key[1]}
+            matrix = {"matrix": "target" if start.name == "pissa" else start.name, **at}
             smaller = min(block_RC.shape)
             size = smaller if svd == "exact" else min(smaller, ranks[-1])
             wide = low_rank(block_RC.to(target.torch_device), size, split="left", method=svd, gen=fixed)
             kept = energy_kept(wide.b.double().norm(dim=0), float(block_RC.double().square().sum()))
-            energy += [at | {"rank": rank, "kept": float(kept[rank - 1])} for rank in _doubling(size)]
+            energy += [matrix | {"rank": rank, "kept": float(kept[rank - 1])} for rank in _doubling(size)]
             weight_RC = target.part(*key)
             for rank in (r for r in ranks if r <= smaller):
                 product_RC = scale * LowRank(wide.a[:rank], wide.b[:, :rank]).entries().double()
@@ -270,7 +227,8 @@ def _by_rank(run: Run, cfg: ParametricConfig, starts: list[Start]) -> tuple[list
                 elif start.name == "seeking":
                     norms[key, rank] = float(product_RC.norm())
                 root = float(kept[rank - 1].sqrt())
-                sweep.append(at | _cosine_row(start.name, rank, start_cosines(weight_RC, product_RC), root))
+                found = cosine_row(start.name, rank, start_cosines(weight_RC, product_RC), root)
+                sweep.append({"init": start.name, **at, **found})
     return energy, sweep
 
 

@@ -66,24 +66,27 @@ def prediction_rows(cosines: Sequence[Row]) -> list[Row]:
 
     PiSSA's are identities. Those of other starts hold of every matrix that has nothing to do with the weight.
     """
-    return [
-        {
-            "init": init,
-            "quantity": name,
-            "prediction": _prediction(init, name),
-            "matrices": len(gaps),
-            "mean": mean(row[name] for row in held),
-            "predicted_mean": mean(row[f"predicted_{name}"] for row in held),
-            "largest_gap": max(gaps),
-        }
-        for init in names(cosines)
-        for name in ("own", "remainder")
-        if (held := [row for row in cosines if row["init"] == init and row[name] is not None])
-        and (gaps := [abs(row[name] - row[f"predicted_{name}"]) for row in held])
-    ]
+    found = []
+    for init in names(cosines):
+        for name in ("own", "remainder"):
+            held = [row for row in cosines if row["init"] == init and row[name] is not None]
+            found.append(
+                {
+                    "init": init,
+                    "quantity": name,
+                    "prediction": _prediction(init, name),
+                    "matrices": len(held),
+                    "mean": mean(row[name] for row in held),
+                    "predicted_mean": mean(row[f"predicted_{name}"] for row in held),
+                    "largest_gap": max((abs(row[name] - row[f"predicted_{name}"]) for row in held), default=None),
+                }
+            )
+    return found
 
 
 def _prediction(init: str, quantity: str) -> str:
+    if init == "lora":
+        return "none: the start is zero"
     if init == "pissa":
         return "root of the energy kept" if quantity == "own" else "0: the parts are orthogonal"
     return "0: unrelated" if quantity == "own" else "-|B0 A0| / |W - B0 A0|: unrelated"
@@ -110,7 +113,9 @@ def random_rows(cosines: Sequence[Row], angles: Sequence[Row], probability: Call
             continue
         random = values[RANDOM_BLOCK, name]
         num_draws = len(next(iter(random.values())))
-        outside = [not min(random[key]) <= firsts[0] <= max(random[key]) for key, firsts in by_matrix.items()]
+        outside = [
+            not min(random[key]) <= firsts[0] <= max(random[key]) for key, firsts in by_matrix.items() if key in random
+        ]
         chance = 2 / (num_draws + 1)
         found.append(
             {

@@ -14,16 +14,22 @@ def sentence(predictions: Sequence[Row], against: Sequence[Row], draws: int) -> 
     """The finding on Seeking's start and on PiSSA's."""
     own, remainder = (_row(against, "seeking", name) for name in ("own", "remainder"))
     gap = _row(predictions, "seeking", "remainder")["largest_gap"]
-    pissa = [_row(predictions, "pissa", name) for name in ("own", "remainder")]
     verdict = "cannot be told" if own["p_value"] >= ALPHA else "can be told"
     return (
         f"Seeking's start {verdict} from random blocks of the same source by its direction: its cosine with the target's weight is "
         f"{_plain(own['mean'])} on average (random blocks {_plain(own['random_mean'])}), within the range of {draws} random blocks in "
         f"{own['inside']} of {own['matrices']} matrices ({own['expected_inside']:.1f} expected by chance), and its cosine with the remainder, "
-        f"{_plain(remainder['mean'])} (random blocks {_plain(remainder['random_mean'])}), is what norms alone give to within {gap:.3f}; "
-        f"PiSSA's {_plain(pissa[0]['mean'])} and {_plain(pissa[1]['mean'])} are identities, met to within "
-        f"{max(row['largest_gap'] for row in pissa):.0e}."
+        f"{_plain(remainder['mean'])} (random blocks {_plain(remainder['random_mean'])}), is what norms alone give to within {gap:.3f}"
+        f"{_identities(predictions)}."
     )
+
+
+def _identities(predictions: Sequence[Row]) -> str:
+    pissa = [_row(predictions, "pissa", name) for name in ("own", "remainder")]
+    if any(row["largest_gap"] is None for row in pissa):  # full rank: nothing is left
+        return ""
+    own, rest = (_plain(row["mean"]) for row in pissa)
+    return f"; PiSSA's {own} and {rest} are identities, met to within {max(row['largest_gap'] for row in pissa):.0e}"
 
 
 def notes(cosines: Sequence[Row], sweep: Sequence[Row], draws: int) -> list[str]:
@@ -47,5 +53,5 @@ def _row(rows: Sequence[Row], init: str, quantity: str) -> Row:
 
 
 def _plain(value: float) -> str:
-    """Three decimals; no sign on zero."""
-    return f"{round(value, 3) + 0.0:.3f}"
+    """Three decimals and a true minus; no sign on zero."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")

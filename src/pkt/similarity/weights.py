@@ -5,11 +5,13 @@ R rows, C columns, r rank, d dimension of the space that subspaces lie in.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+
+ROUNDING = 1e-5
+"""A remainder below this share of the weight's norm is what rounding left."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +21,18 @@ class StartCosines:
     own: float | None
     """Cosine with W; None where the start is zero."""
     remainder: float | None
-    """Cosine with `W - B0 A0`; None where one of the two is zero."""
-    start_norm: float
-    """`|B0 A0| / |W|`."""
-    remainder_norm: float
+    """Cosine with `W - B0 A0`; None where one of the two is zero, but for rounding."""
+    start_norm: float | None
+    """`|B0 A0| / |W|`; None where the weight is zero."""
+    remainder_norm: float | None
     """`|W - B0 A0| / |W|`."""
 
     @property
     def of_norms(self) -> float | None:
         """`-|B0 A0| / |W - B0 A0|`: the cosine with the remainder of every start whose cosine with W is zero."""
-        return -self.start_norm / self.remainder_norm if self.start_norm and self.remainder_norm else None
+        if self.remainder is None or not self.start_norm or not self.remainder_norm:
+            return None
+        return -self.start_norm / self.remainder_norm
 
 
 def cosine(one: Tensor, other: Tensor) -> float | None:
@@ -45,8 +49,9 @@ def start_cosines(weight_RC: Tensor, start_RC: Tensor) -> StartCosines:
     """
     weight, start = weight_RC.double(), start_RC.double()
     remainder, norm = weight - start, weight.norm()
-    sizes = [float(t.norm() / norm) if norm > 0 else math.nan for t in (start, remainder)]
-    return StartCosines(cosine(start, weight), cosine(start, remainder), *sizes)
+    sizes = [float(t.norm() / norm) if norm > 0 else None for t in (start, remainder)]
+    is_left = sizes[1] is None or sizes[1] > ROUNDING
+    return StartCosines(cosine(start, weight), cosine(start, remainder) if is_left else None, *sizes)
 
 
 def subspace_cosines(one_dr: Tensor, other_dr: Tensor) -> Tensor:
@@ -82,6 +87,6 @@ def energy_kept(singular_K: Tensor, square: float) -> Tensor:
     """Share of a matrix's squared Frobenius norm that its best approximation of rank 1, 2, ..., K keeps: (K,) float64.
 
     Args:
-        singular_K: its largest singular values, in falling order. square: its squared norm.
+        singular_K: its largest singular values, in falling order. square: its squared norm; a matrix of zeros keeps nothing.
     """
-    return singular_K.double().square().cumsum(0) / square
+    return singular_K.double().square().cumsum(0) / (square or 1.0)
