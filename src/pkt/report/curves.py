@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -61,10 +62,10 @@ def curves(plots: Sequence[Plot], name: str, label: str, *, across: int = 3) -> 
             _draw(ax, plot)
         for ax in axes[len(plots) :]:
             ax.set_visible(False)
-        known = {}
+        known: dict[str, Any] = {}
         for ax in axes[: len(plots)]:
             for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
-                known.setdefault(text, handle)
+                known.setdefault(str(text), handle)
         figure.legend(list(known.values()), list(known), loc="outside upper left", ncols=min(5, len(known)))
         return to_svg(figure, name, label)
 
