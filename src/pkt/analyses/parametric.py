@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from pkt.align.finetune import training_seed
 from pkt.align.lora import LoraConfig, adapted
 from pkt.align.low_rank import low_rank
-from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, source_blocks
+from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_blocks
 from pkt.analyses.base import AnalysisConfig, Result, Row, analysis
 from pkt.errors import ConfigError, DataError, PktError, UnsupportedModelError
 from pkt.inject.delta import Key, LowRank
@@ -36,7 +36,6 @@ from pkt.similarity.start_rows import angle_row, chance_rows, cosine_row
 from pkt.similarity.starts import RANDOM_BLOCK, module_rows, prediction_rows, random_rows
 from pkt.similarity.starts_words import notes, sentence
 from pkt.similarity.weights import energy_kept, start_cosines
-from pkt.tasks.base import fingerprint
 
 STARTS: dict[str, tuple[str, dict[str, str]]] = {
     "lora": ("lora", {}),
@@ -105,9 +104,7 @@ def check(run: Run, cfg: ParametricConfig) -> None:
     if min(cfg.ranks) < 1 or len(set(cfg.ranks)) < len(cfg.ranks):
         raise ConfigError(f"analysis.ranks is {cfg.ranks}; name ranks of at least 1, each once")
     try:
-        options = _options(run, cfg, SourceStartConfig, {"blocks": "matrix"})
-        assert isinstance(options, SourceStartConfig)
-        check_pair(run.source, run.target, options)
+        check_pair(run.source, run.target, _seeking(run, cfg))
     except PktError as e:
         if trains_adapters:
             raise
@@ -116,8 +113,9 @@ def check(run: Run, cfg: ParametricConfig) -> None:
         raise DataError(f"{run.task.name}: there is no example to locate with: the extract split is empty")
 
 
-def decides(run: Run, _cfg: ParametricConfig) -> list[Any]:
-    return [fingerprint(run.task.location)]
+def decides(run: Run, cfg: ParametricConfig) -> list[Any]:
+    """The data that blocks are located with."""
+    return location_key(run.task, _seeking(run, cfg))
 
 
 @analysis(config=ParametricConfig, paper="arXiv:2505.14436", version=1, decides=decides, check=check)
@@ -160,6 +158,13 @@ def _starts(run: Run, cfg: ParametricConfig) -> tuple[list[Start], list[str]]:
                 continue
         found.append(Start(name, METHODS.get(method), options, cfg.draws if name in DRAWN else 1))
     return found, left_out
+
+
+def _seeking(run: Run, cfg: ParametricConfig) -> SourceStartConfig:
+    """Options of Seeking as published."""
+    options = _options(run, cfg, SourceStartConfig, {"blocks": "matrix"})
+    assert isinstance(options, SourceStartConfig)
+    return options
 
 
 def _options(run: Run, cfg: ParametricConfig, fields: type[Any], more: Mapping[str, str]) -> LoraConfig:

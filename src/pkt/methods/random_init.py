@@ -6,7 +6,14 @@ from torch import Generator
 
 from pkt.align.finetune import training_seed
 from pkt.align.lora import tune_lora
-from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_start
+from pkt.align.source_start import (
+    LocatedBlocks,
+    SourceStartConfig,
+    check_pair,
+    locate_blocks,
+    location_key,
+    source_start,
+)
 from pkt.inject.delta import Delta, Key, LowRank
 from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
@@ -24,9 +31,16 @@ def start(
     source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str
 ) -> dict[Key, LowRank]:
     """Noise, decomposed, with the norms of Seeking's start."""
+    return _begin(source, target, task, cfg, gen, style)[1]
+
+
+def _begin(
+    source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, style: str
+) -> tuple[LocatedBlocks, dict[Key, LowRank]]:
     starting = fork(gen)
     noise = RandomSource(source, training_seed(starting))
-    return source_start(noise, target, locate_blocks(source, target, task, cfg, style), cfg, starting)
+    found = locate_blocks(source, target, task, cfg, style)
+    return found, source_start(noise, target, found, cfg, starting)
 
 
 @method(
@@ -45,7 +59,7 @@ def start(
 )
 def random_init(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
     """Start adapters at noise with the norms of Seeking's start, then fine-tune them."""
-    begin = start(source, target, task, cfg, gen, style=style)
+    _, begin = _begin(source, target, task, cfg, gen, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
     delta = tune_lora(target, examples, cfg, fork(gen), begin)
     return Delta(delta.changes, delta.provenance | {"labels": len(task.location) + len(examples)})
