@@ -259,5 +259,5 @@ def test_the_page(found, analyzed):
     assert "2.3\u00a0% and 2.3\u00a0% of the energy kept" in text
     assert "0.115 and 0.126 of the weight" in text
     for origin in re.findall(r'class="origin">from ([^<]*)<', text):
-        assert (analyzed / origin).is_file()
+        assert all((analyzed / file).is_file() for file in origin.split(" and "))
     assert not re.search(r'(?:src|href)="(?!#)', text)

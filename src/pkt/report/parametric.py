@@ -141,7 +141,7 @@ def _signatures(tables: Mapping[str, list[Row]]) -> Figure:
         f"published figures (Llama-2, 13B to 7B, up and down) say so too: PiSSA's {pissas} are {energies} of the energy kept, "
         f"Seeking's {seekings} are starts of {ratios} of the weight's norm.",
         chance="Points of unrelated matrices scatter around the dashed diagonal, as those of noise and of the random block do.",
-        origin="parametric-predictions.csv",
+        origin="parametric-cosines.csv and parametric-predictions.csv",
         columns=["start", "cosine with", "prediction", "matrices", "mean", "predicted", "largest gap"],
         rows=[
             [name_of(r["init"]), WITH[r["quantity"]], r["prediction"], r["matrices"], number(r["mean"]),

@@ -48,7 +48,7 @@ def angles(tables: Mapping[str, list[Row]], draws: int) -> Figure:
         "the range of 95 % of random subspaces.",
         chance="rank / dimension for the mean squared cosine, exactly: the dashed line. Where the random block is as far from it as Seeking, "
         "source and target share those directions at large, and sensitivity does not find them.",
-        origin="parametric-angles.csv",
+        origin="parametric-angles.csv and parametric-chance.csv",
         columns=["start", "space", "module", "mean squared cosine", "by chance", "largest cosine", "by chance (95 %)"],
         rows=_angle_table(tables),
     )  # fmt: skip
