@@ -9,13 +9,13 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator
+from torch import Generator, Tensor
 
 from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_adapters
 from pkt.align.low_rank import low_rank
@@ -91,7 +91,7 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = source.memo / f"blocks-{digest[:16]}.safetensors" if source.memo else None
 
-    def make() -> dict[str, torch.Tensor]:
+    def make() -> dict[str, Tensor]:
         begun = time.perf_counter()
         coupled = cfg.blocks == "coupled"
         found = find_blocks(
@@ -99,7 +99,7 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
         )
         fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
         layers = found.layer_map(target.dims.layers, source.name)
-        start = _decompose(source.real, target, found.corners, layers, cfg, fixed)
+        start = _decompose(_blocks(source.real, target, found.corners, layers, cfg), target, cfg, fixed)
         log.info("found blocks of %s in %.1f s", source.name, time.perf_counter() - begun)
         norms = {f"norm.{_name(key)}": _norm(pair) for key, pair in start.items()}
         corners = {f"corner.{_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
@@ -118,23 +118,37 @@ def source_start(source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartC
     Each `B0 A0` has the norm that the real source's has, which matters for control arms alone: noise has less of its norm in
     few directions than weights have.
     """
-    layers = found.blocks.layer_map(target.dims.layers, source.name)
+    start = _decompose(source_blocks(source, target, found, cfg, gen), target, cfg, gen)
     if cfg.blocks == "random":
-        return _decompose(source, target, _anywhere(source, target, cfg, gen), layers, cfg, gen)
-    start = _decompose(source, target, found.blocks.corners, layers, cfg, gen)
+        return start
     return {key: LowRank(pair.a, pair.b * (found.norms[key] / _norm(pair))) for key, pair in start.items()}
 
 
-def _decompose(
-    source: LM, target: LM, corners: Mapping[Key, Corner], layers: list[int], cfg: SourceStartConfig, gen: Generator
-) -> dict[Key, LowRank]:
-    """The best approximation of rank r of each block, by target matrix."""
-    start = {}
+def source_blocks(
+    source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator
+) -> Iterator[tuple[Key, Tensor]]:
+    """The block (R, C) of the source that each adapted matrix of the target starts from, one in memory at a time."""
+    layers = found.blocks.layer_map(target.dims.layers, source.name)
+    corners = _anywhere(source, target, cfg, gen) if cfg.blocks == "random" else found.blocks.corners
+    return _blocks(source, target, corners, layers, cfg)
+
+
+def _blocks(
+    source: LM, target: LM, corners: Mapping[Key, Corner], layers: list[int], cfg: SourceStartConfig
+) -> Iterator[tuple[Key, Tensor]]:
     for (layer, part), shape in shapes(target, adapted(target, cfg)).items():
         at = None if layer is None else layers[layer]
-        block_RC = source.part_block(at, part, corners[at, part], shape).to(target.torch_device)
-        start[layer, part] = low_rank(block_RC, cfg.rank, split="left", method=cfg.svd, gen=gen)
-    return start
+        yield (layer, part), source.part_block(at, part, corners[at, part], shape)
+
+
+def _decompose(
+    blocks: Iterable[tuple[Key, Tensor]], target: LM, cfg: SourceStartConfig, gen: Generator
+) -> dict[Key, LowRank]:
+    """The best approximation of rank r of each block, by target matrix."""
+    return {
+        key: low_rank(block_RC.to(target.torch_device), cfg.rank, split="left", method=cfg.svd, gen=gen)
+        for key, block_RC in blocks
+    }
 
 
 def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) -> dict[Key, Corner]:
@@ -150,7 +164,7 @@ def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) ->
     return found
 
 
-def _norm(pair: LowRank) -> torch.Tensor:
+def _norm(pair: LowRank) -> Tensor:
     return pair.entries().double().norm().cpu()
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from pkt.extract.intervene import Sets
-    from pkt.inject.delta import Delta
+    from pkt.inject.delta import Delta, Key, LowRank
     from pkt.models.lm import LM
     from pkt.tasks.base import Task
 
@@ -30,6 +30,14 @@ class Function(Protocol):
     """The shape of every method. `style` is the prompt style; both models stay as they were."""
 
     def __call__(self, source: LM, target: LM, task: Task, cfg: Any, gen: Generator, *, style: str) -> Delta: ...
+
+
+class Start(Protocol):
+    """The start `B0`, `A0` of a method's adapters, drawn from `gen` as the method itself draws it; None: peft's own, where B is zero."""
+
+    def __call__(
+        self, source: LM, target: LM, task: Task, cfg: Any, gen: Generator, *, style: str
+    ) -> Mapping[Key, LowRank] | None: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Method:
     preparation: Callable[[Task, Any], list[Any] | None] | None = None
     """What decides what `prepare` makes beside models and prompt style, as JSON values, or None where there is nothing to make;
     not declared: all options."""
+    start: Start | None = None
+    """Of a method that trains adapters: what they start from, by matrix, for analyses."""
     reads_source: bool = True
     """Whether anything comes from the source; without it, transfer is impossible by construction."""
     trains_copy: bool = False
@@ -110,6 +120,7 @@ class Method:
             self.prepare,
             self.preparation,
             self.located_neurons,
+            self.start,
             self.no_source,
             self.without_for,
         )

@@ -18,12 +18,17 @@ def requires(source: LM, target: LM, cfg: LoraConfig) -> None:
     check_adapters(target, cfg)
 
 
+def start(source: LM, target: LM, task: Task, cfg: LoraConfig, gen: Generator, *, style: str) -> None:
+    """peft's own: A is random and B is zero, so that `B0 A0` is zero."""
+
+
 @method(
     config=LoraConfig,
     kind="baseline",
     paper="arXiv:2106.09685",
     requires=requires,
     splits=("train",),
+    start=start,
     reads_source=False,
     trains_copy=True,
     learning_rate="lr",

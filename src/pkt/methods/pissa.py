@@ -42,19 +42,25 @@ def principal(target: LM, cfg: PissaConfig, gen: Generator) -> dict[Key, LowRank
     return found
 
 
+def start(source: LM, target: LM, task: Task, cfg: PissaConfig, gen: Generator, *, style: str) -> dict[Key, LowRank]:
+    """The target's principal components."""
+    return principal(target, cfg, fork(gen))
+
+
 @method(
     config=PissaConfig,
     kind="baseline",
     paper="arXiv:2404.02948",
     requires=requires,
     splits=("train",),
+    start=start,
     reads_source=False,
     trains_copy=True,
     learning_rate="lr",
 )
 def pissa(source: LM, target: LM, task: Task, cfg: PissaConfig, gen: Generator, *, style: str) -> Delta:
     """Train adapters that start at the target's own principal components."""
-    start = principal(target, cfg, fork(gen))
+    begin = start(source, target, task, cfg, gen, style=style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
-    delta = tune_lora(target, examples, cfg, gen, start)
+    delta = tune_lora(target, examples, cfg, gen, begin)
     return Delta(delta.changes, delta.provenance | {"labels": len(examples)})

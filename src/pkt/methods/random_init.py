@@ -6,8 +6,15 @@ from torch import Generator
 
 from pkt.align.finetune import training_seed
 from pkt.align.lora import tune_lora
-from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_start
-from pkt.inject.delta import Delta
+from pkt.align.source_start import (
+    LocatedBlocks,
+    SourceStartConfig,
+    check_pair,
+    locate_blocks,
+    location_key,
+    source_start,
+)
+from pkt.inject.delta import Delta, Key, LowRank
 from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
 from pkt.models.lm import LM
@@ -20,6 +27,22 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     check_pair(source, target, cfg)
 
 
+def start(
+    source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str
+) -> dict[Key, LowRank]:
+    """Noise, decomposed, with the norms of Seeking's start."""
+    return _begin(source, target, task, cfg, gen, style)[1]
+
+
+def _begin(
+    source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, style: str
+) -> tuple[LocatedBlocks, dict[Key, LowRank]]:
+    starting = fork(gen)
+    noise = RandomSource(source, training_seed(starting))
+    found = locate_blocks(source, target, task, cfg, style)
+    return found, source_start(noise, target, found, cfg, starting)
+
+
 @method(
     config=SourceStartConfig,
     kind="baseline",
@@ -28,6 +51,7 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     splits=("extract", "train"),
     locate=locate_blocks,
     location=location_key,
+    start=start,
     reads_source=False,
     trains_copy=True,
     without={"wrong_task": "random_init has noise in every block"},
@@ -35,9 +59,7 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
 )
 def random_init(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
     """Start adapters at noise with the norms of Seeking's start, then fine-tune them."""
-    starting, training = fork(gen), fork(gen)
-    noise = RandomSource(source, training_seed(starting))
-    found = locate_blocks(source, target, task, cfg, style)
+    _, begin = _begin(source, target, task, cfg, gen, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
-    delta = tune_lora(target, examples, cfg, training, source_start(noise, target, found, cfg, starting))
+    delta = tune_lora(target, examples, cfg, fork(gen), begin)
     return Delta(delta.changes, delta.provenance | {"labels": len(task.location) + len(examples)})

@@ -12,8 +12,15 @@ from __future__ import annotations
 from torch import Generator
 
 from pkt.align.lora import tune_lora
-from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_start
-from pkt.inject.delta import Delta
+from pkt.align.source_start import (
+    LocatedBlocks,
+    SourceStartConfig,
+    check_pair,
+    locate_blocks,
+    location_key,
+    source_start,
+)
+from pkt.inject.delta import Delta, Key, LowRank
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
@@ -26,6 +33,21 @@ def requires(source: LM, target: LM, cfg: SourceStartConfig) -> None:
     which are left out where the target ties them, equal token maps and a source that does not tie them. With `blocks: coupled`, equal head
     sizes and queries per key."""
     check_pair(source, target, cfg)
+
+
+def start(
+    source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str
+) -> dict[Key, LowRank]:
+    """The source's blocks, decomposed."""
+    return _begin(source, target, task, cfg, gen, style)[1]
+
+
+def _begin(
+    source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, style: str
+) -> tuple[LocatedBlocks, dict[Key, LowRank]]:
+    starting = fork(gen)
+    found = locate_blocks(source, target, task, cfg, style)
+    return found, source_start(source, target, found, cfg, starting)
 
 
 def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
@@ -44,6 +66,7 @@ def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, g
     splits=("extract", "train"),
     locate=locate_blocks,
     location=location_key,
+    start=start,
     trains_copy=True,
     no_source=without_source,
     random_neurons={"blocks": "random"},
@@ -51,10 +74,9 @@ def without_source(source: LM, target: LM, task: Task, cfg: SourceStartConfig, g
 )
 def seeking(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
     """Start adapters at the source's most sensitive blocks, then fine-tune them."""
-    starting, training = fork(gen), fork(gen)
-    found = locate_blocks(source, target, task, cfg, style)
+    found, begin = _begin(source, target, task, cfg, gen, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
-    delta = tune_lora(target, examples, cfg, training, source_start(source, target, found, cfg, starting))
+    delta = tune_lora(target, examples, cfg, fork(gen), begin)
     layers = found.blocks.layer_map(target.dims.layers, source.name)
     provenance = {
         "labels": len(task.location) + len(examples),
