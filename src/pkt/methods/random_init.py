@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Generator
 
 from pkt.align.finetune import training_seed
@@ -40,4 +42,7 @@ def random_init(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen:
     found = locate_blocks(source, target, task, cfg, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
     delta = tune_lora(target, examples, cfg, training, source_start(noise, target, found, cfg, starting))
-    return Delta(delta.changes, delta.provenance | {"labels": len(task.location) + len(examples)})
+    provenance: dict[str, Any] = {"labels": len(task.location) + len(examples)}
+    if other := found.described():
+        provenance["blocks"] = {"layers": found.layers, **other}
+    return Delta(delta.changes, delta.provenance | provenance)
