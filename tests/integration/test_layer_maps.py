@@ -246,7 +246,7 @@ def test_a_run_by_similarity_and_its_page(recipe, source, short_answers, tmp_pat
     page, summary = (tmp_path / "out" / "report.html").read_text(), read(tmp_path / "out" / "summary.json")
     part = summary["layers"]["ffn"]
     assert part["layer_map"] == "similarity"
-    assert f"Mean CKA of the ffn pairs {sum(part['similarity']) / 2:.3f}" in page
+    assert f"Mean debiased CKA of the ffn pairs {sum(part['similarity']) / 2:.3f}" in page
     files = read(tmp_path / "out" / "stages.json")["locate"]["files"]
     assert sum("gram-" in file for file in files) == 2 * (4 + 2)
     assert sum("similarity-" in file for file in files) == 1

@@ -158,4 +158,4 @@ def test_the_page_says_which_map_was_used():
     assert shared_layers(by_depth) == ""  # equal by construction
     alike = {"layer_map": "similarity", "similarity": [0.5, 0.75], "similarity_at_depth": [0.5, 0.25]}
     said = paired_by({kind: {**pairs, **alike} for kind in layers})
-    assert "Mean CKA of the ffn pairs 0.625, of pairs of equal relative depth 0.375." in said
+    assert "Mean debiased CKA of the ffn pairs 0.625, of pairs of equal relative depth 0.375." in said

@@ -180,11 +180,11 @@ def paired_by(layers: Mapping[str, Any]) -> str:
 
     name = _layer_map(layers)
     said = [f"Layer map {name}{f': {LAYER_MAPS[name]}' if name in LAYER_MAPS else ''}."]
-    for kind, part in layers.items():
-        chosen, level = (part.get(key) for key in ("similarity", "similarity_at_depth"))
+    for kind in sorted(layers, reverse=True):  # the FFN first, as in the figure
+        chosen, level = (layers[kind].get(key) for key in ("similarity", "similarity_at_depth"))
         if chosen and level:
             said.append(
-                f"Mean CKA of the {kind} pairs {fmean(chosen):.3f}, of pairs of equal relative depth {fmean(level):.3f}."
+                f"Mean debiased CKA of the {kind} pairs {fmean(chosen):.3f}, of pairs of equal relative depth {fmean(level):.3f}."
             )
     return " ".join(said)
 
