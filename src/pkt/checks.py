@@ -46,10 +46,14 @@ def _check_adapter(run: Run) -> None:
 
 
 def check_locatable(run: Run, task: Task) -> None:
-    """Raise DataError for an example, or a paraphrase of one, that the method's locator could not use."""
+    """Raise DataError for an example, or a paraphrase of one, that the method's locator could not use, or too little text to compare
+    layers on where the layer map asks for that."""
     from pkt.extract.locators import LocatorOptions, examples_for, locator_of
+    from pkt.extract.pairing import LayerMapOptions, check_comparable
     from pkt.tasks.losses import encode_all
 
+    if isinstance(run.options, LayerMapOptions):
+        check_comparable(run.source, run.target, task, run.options, run.style)
     if not isinstance(run.options, LocatorOptions):  # by the loss on responses
         encode_all(task.location, run.style, run.source, loss_on_prompt=False)
         return

@@ -71,11 +71,37 @@ def _moved(run: Run) -> tuple[list[dict[str, Any]], dict[str, int]]:
                 {
                     "part": f"{part}_proj",
                     "lines": f"{lines[part]} {'rows' if part in ('up', 'v') else 'columns'} of {size} in each layer",
-                    "layers": f"{run.target.dims.layers} of the source's {run.source.dims.layers}, highest {kind} scores",
+                    "layers": f"{run.target.dims.layers} of the source's {run.source.dims.layers}, {_paired_by(run, kind)}",
                     "width": f"{run.source.dims.width} -> {run.target.dims.width}",
                 }
             )
     return rows, lines
+
+
+def _paired_by(run: Run, kind: str) -> str:
+    """How source layers are chosen, in a few words."""
+    words = {
+        "top_scores": f"highest {kind} scores",
+        "depth": "of equal relative depth",
+        "similarity": f"with outputs of {'down' if kind == 'ffn' else 'o'}_proj most alike",
+    }
+    return words[run.options.layer_map]
+
+
+def _layer_map_notes(run: Run) -> list[str]:
+    """The layer map, where the method has one: which pairs it makes, as far as that is known without weights."""
+    from pkt.extract.layers import LAYER_MAPS, depth
+    from pkt.extract.pairing import LayerMapOptions, compares
+
+    source, target, options = run.source, run.target, run.options
+    if not isinstance(options, LayerMapOptions):
+        return []
+    name = options.layer_map
+    if name == "depth" or source.dims.layers == target.dims.layers:
+        pairs = ", ".join(map(str, depth(source.dims.layers, target.dims.layers, source.name)))
+        return [f"Layer map {name}: target layers 0 to {target.dims.layers - 1} take source layers {pairs}."]
+    needs = "both models have read the extract split's texts" if compares(source, target, options) else "location"
+    return [f"Layer map {name}: {LAYER_MAPS[name]}; known after {needs}."]
 
 
 def _size(lm: LM, kind: str, part: str) -> int:
@@ -86,7 +112,7 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     source, target, options = run.source, run.target, run.options
     lengths = {name: _mean_tokens(run, name) for name in (*run.method.splits, "test")}
     speed = measured_flops(target.torch_device)
-    rows = _location_rows(run, lengths, speed)
+    rows = _location_rows(run, lengths, speed) + _similarity_rows(run, lengths, speed)
     if getattr(options, "alignment", None) == "activations":
         rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
@@ -111,6 +137,7 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
             )
         )
     notes = [
+        *_layer_map_notes(run),
         f"Time: floating-point operations over {speed / 1e9:,.0f} GFLOP/s, measured now with one matrix product; expect a factor of "
         f"2 either way, more for small models.",
         "Memory: weights and the largest arrays, without the 0.5 GiB that Python and torch take. Source and target are "
@@ -142,6 +169,25 @@ def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[di
         )
         for role, lm in (("source", run.source), ("target", run.target))
     ]
+
+
+def _similarity_rows(run: Run, lengths: dict[str, float], speed: float) -> list[dict[str, Any]]:
+    """Recording the outputs by which layers are paired, where the layer map compares them, and their products."""
+    from pkt.extract.pairing import LayerMapOptions, compares
+    from pkt.similarity.layers import OUTPUTS, POSITIONS
+
+    source, target = run.source, run.target
+    if not isinstance(run.options, LayerMapOptions) or not compares(source, target, run.options):
+        return []
+    rows, tokens = [], lengths["extract"] * len(run.task.location)
+    num = min(tokens, POSITIONS)
+    for role, lm in (("source", source), ("target", target)):
+        outputs = len(OUTPUTS) * lm.dims.layers
+        flop = 2.0 * lm.parameters() * tokens + 2.0 * outputs * lm.dims.width * num**2
+        rows.append(
+            _row(f"compare layers, the {role}", flop, _weights(run, lm) + 4.0 * num * outputs * lm.dims.width, speed)
+        )
+    return rows
 
 
 def _answers_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pkt.align.alignment import dependence
 from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
+from pkt.extract.location import attributions
 from pkt.extract.neurons import num_chosen
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.controls import RandomSource
@@ -115,13 +116,13 @@ def test_per_example_locates_anew_at_every_step(tiny_source, tiny_target, monkey
     """Step t uses extract example t mod N, injection one drawn example."""
     module = importlib.import_module("pkt.methods.laten")
     task, cfg = make_task(), LatenConfig(**TUNED, locate="per_example")
-    of_source, _ = module.attributions(tiny_source, tiny_target, task, cfg, "plain")
+    of_source, _ = attributions(tiny_source, tiny_target, task, cfg, "plain")
     singles = [of_source.example(i).neurons["ffn"] for i in range(3)]
     used, locate = [], module.locate
 
-    def recorded(source, target, scores, num):
+    def recorded(source, target, scores, num, pairing):
         used.append(next(i for i, single in enumerate(singles) if torch.equal(single, scores[0].neurons["ffn"])))
-        return locate(source, target, scores, num)
+        return locate(source, target, scores, num, pairing)
 
     monkeypatch.setattr(module, "locate", recorded)
     transfer(tiny_source, tiny_target, task, locate="per_example")

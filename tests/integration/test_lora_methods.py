@@ -161,7 +161,7 @@ def test_blocks_are_those_of_the_most_sensitive_place(tiny_source, tiny_target):
     totals = [sum(float(s.sum()) for name, s in sums.items() if f"layers.{i}." in name) for i in range(3)]
     assert found.blocks.layers.tolist() == pytest.approx(totals, rel=1e-4)
     best = sorted(sorted(range(3), key=lambda i: -totals[i])[:2])
-    assert found.blocks.layer_map(2, "source") == best
+    assert found.layers == best
     for (layer, part), (rows, columns) in shapes(tiny_target, adapted(tiny_target, cfg)).items():
         for at in range(3) if layer is not None else [None]:
             s = sums[tiny_source.family.tensor(at, part)]

@@ -21,9 +21,11 @@ from pkt.align.lora import LoraConfig, adapted, adapted_outside, check_adapters
 from pkt.align.low_rank import low_rank
 from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
+from pkt.extract.layers import check_depth
+from pkt.extract.pairing import LayerMapOptions, Pairing, pairing_of, similarity_key
 from pkt.inject.delta import Key, LowRank
 from pkt.memo import remembered
-from pkt.models.families import LINEAR
+from pkt.models.families import KINDS, LINEAR
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens
 from pkt.tasks.base import Task, fingerprint
@@ -31,7 +33,7 @@ from pkt.tasks.base import Task, fingerprint
 log = logging.getLogger(__name__)
 
 
-class SourceStartConfig(LoraConfig):
+class SourceStartConfig(LoraConfig, LayerMapOptions):
     """Options of a start from blocks of a source; the defaults are Seeking's published values."""
 
     blocks: Literal["matrix", "coupled", "random"] = Field(
@@ -47,7 +49,7 @@ class SourceStartConfig(LoraConfig):
     )
 
 
-LOCATE_OPTIONS = ("parts", "embeddings", "rank", "svd")
+LOCATE_OPTIONS = ("parts", "embeddings", "rank", "svd", "layer_map")
 """Options that decide what `locate_blocks` finds."""
 
 
@@ -57,11 +59,18 @@ class LocatedBlocks:
 
     blocks: Blocks
     norms: dict[Key, float]
+    layers: list[int]
+    """The source layer of every target layer."""
+    pairing: Pairing
+
+    def described(self) -> dict[str, Any]:
+        """The layer map for a delta's provenance; nothing of the published one."""
+        return self.pairing.described(self.layers, list(KINDS))
 
 
 def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
-    """Raise unless ranks fit the target, its parts have matrices of their own that fit into the source's, and embeddings are about
-    the same tokens."""
+    """Raise unless ranks fit the target, its parts have matrices of their own that fit into the source's, layers can be paired, and
+    embeddings are about the same tokens."""
     check_adapters(target, cfg)
     shared = next((part for _, part in adapted(target, cfg) if "+" in part), None)
     if shared:
@@ -70,6 +79,7 @@ def check_pair(source: LM, target: LM, cfg: SourceStartConfig) -> None:
             f"{target.name}: {shared} share one matrix in {target.config.model_type}, of which no source matrix has a block; choose a target "
             f"where they are apart, or set method.parts={json.dumps(apart)}"
         )
+    check_depth(source.dims.layers, target.dims.layers, source.name)
     check_sizes(source, target, adapted(target, cfg), coupled=cfg.blocks == "coupled")
     if adapted_outside(target, cfg):
         check_same_tokens(source, target, "an adapter on the embeddings (method.embeddings)")
@@ -80,14 +90,20 @@ def location_key(task: Task, cfg: SourceStartConfig) -> list[Any]:
     options = cfg.model_dump(include=set(LOCATE_OPTIONS)) | {
         "coupled": cfg.blocks == "coupled"
     }  # random ones need layers only
-    return [VERSION, fingerprint(task.location), options]
+    return [VERSION, fingerprint(task.location), options, *similarity_key(task, cfg)]
 
 
 def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, style: str) -> LocatedBlocks:
     """Layers and blocks of the source by sensitivity on the examples to locate with, kept in its memo."""
-    keys = adapted(target, cfg)
+    keys, pairing = adapted(target, cfg), pairing_of(source, target, task, cfg, style)
+
+    def paired(scores: Tensor) -> list[int]:
+        return pairing.layers(scores, target.dims.layers, source.name, list(KINDS))
+
     sizes = {f"{layer} {part}": shape for (layer, part), shape in shapes(target, keys).items()}
     parts = [*source.identity, source.dtype, target.dims.layers, sizes, style, location_key(task, cfg)]
+    if not pairing.by_scores:
+        parts.append(paired(torch.zeros(source.dims.layers)))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = source.memo / f"blocks-{digest[:16]}.safetensors" if source.memo else None
 
@@ -98,8 +114,7 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
             source, target, keys, task.location, style, coupled=coupled, layers_at_once=cfg.layers_at_once
         )
         fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
-        layers = found.layer_map(target.dims.layers, source.name)
-        start = _decompose(_blocks(source.real, target, found.corners, layers, cfg), target, cfg, fixed)
+        start = _decompose(_blocks(source.real, target, found.corners, paired(found.layers), cfg), target, cfg, fixed)
         log.info("found blocks of %s in %.1f s", source.name, time.perf_counter() - begun)
         norms = {f"norm.{_name(key)}": _norm(pair) for key, pair in start.items()}
         corners = {f"corner.{_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
@@ -109,7 +124,7 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
     kept = remembered(path, header, make)
     corners = {_key(n): (int(t[0]), int(t[1])) for n, t in kept.items() if n.startswith("corner.")}
     norms = {_key(n): float(t) for n, t in kept.items() if n.startswith("norm.")}
-    return LocatedBlocks(Blocks(kept["layers"], corners), norms)
+    return LocatedBlocks(Blocks(kept["layers"], corners), norms, paired(kept["layers"]), pairing)
 
 
 def source_start(source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator) -> dict[Key, LowRank]:  # fmt: skip
@@ -128,9 +143,8 @@ def source_blocks(
     source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator
 ) -> Iterator[tuple[Key, Tensor]]:
     """The block (R, C) of the source that each adapted matrix of the target starts from, one in memory at a time."""
-    layers = found.blocks.layer_map(target.dims.layers, source.name)
     corners = _anywhere(source, target, cfg, gen) if cfg.blocks == "random" else found.blocks.corners
-    return _blocks(source, target, corners, layers, cfg)
+    return _blocks(source, target, corners, found.layers, cfg)
 
 
 def _blocks(

@@ -1,7 +1,7 @@
 """Which part of a source Seeking takes: layers, and in every matrix of theirs a block of the target's shape.
 
 1. Sensitivity `S = sum over examples of |w * dL/dw|` of every weight (`extract/sensitivity.py`).
-2. Layers: the sum of S over all tensors of each; as many as the target has, the highest, in depth order.
+2. Layers: the sum of S over all tensors of each; as published, as many as the target has, the highest, in depth order.
 3. Blocks: of each matrix, the contiguous rows and columns, as many as the target's matrix has, with the largest sum of S, from a
    summed-area table in float64 (float32 can flip close ties). (arXiv:2310.11451, section 3.2.)
 
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from pkt.errors import DataError, UnsupportedModelError
-from pkt.extract.layers import top_scores
 from pkt.extract.sensitivity import each_sensitivity
 from pkt.inject.delta import Key
 from pkt.models.families import Dims
@@ -45,10 +44,6 @@ class Blocks:
     layers: Tensor
     corners: dict[Key, Corner]
 
-    def layer_map(self, num_target: int, name: str) -> list[int]:
-        """The source layer of every target layer."""
-        return top_scores(self.layers, num_target, name)
-
 
 def shapes(lm: LM, keys: Sequence[Key]) -> dict[Key, Shape]:
     """Rows and columns of matrices."""
@@ -65,7 +60,6 @@ def check_sizes(source: LM, target: LM, keys: Sequence[Key], *, coupled: bool) -
     Args:
         keys: matrices of the target; those of a layer are looked for in every source layer.
     """
-    top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
     if (None, "unembed") in keys and source.config.tie_word_embeddings:
         raise UnsupportedModelError(
             f"{source.name}: embedding and LM head are tied, those of {target.name} are not; untie the source too (`pkt untie`), or set "

@@ -1,7 +1,7 @@
 """Location, shared by the methods that pair neurons of a source with neurons of a target.
 
 1. Both models are scored on the extract split, one in memory at a time.
-2. Layer maps for attention and for FFN, and in every mapped layer the best neurons of both models.
+2. Layer maps for attention and for FFN (`extract/pairing.py`), and in every mapped layer the best neurons of both models.
 3. The source's slices at its chosen neurons, read from its files.
 """
 
@@ -11,15 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
 from pkt.errors import ConfigError
 from pkt.extract.intervene import Sets, of_layers, refined_sets
-from pkt.extract.layers import top_scores
+from pkt.extract.layers import check_depth
 from pkt.extract.locators import LocatorOptions, locator_of, scores_key, scores_of
 from pkt.extract.neurons import NeuronSet, num_chosen, select
+from pkt.extract.pairing import LayerMapOptions, Pairing, pairing_of, similarity_key
 from pkt.extract.scores import Attribution
 from pkt.extract.slices import read_slices
 from pkt.models.families import KINDS, Dims
@@ -27,7 +27,7 @@ from pkt.models.lm import LM
 from pkt.tasks.base import Task
 
 
-class LocationConfig(LocatorOptions):
+class LocationConfig(LocatorOptions, LayerMapOptions):
     """Options of location; the base of the options of every method that locates."""
 
     transfer_rate: float = Field(
@@ -68,7 +68,7 @@ def check_pair(source: LM, target: LM, cfg: LocationConfig, *rates: float) -> No
     Raises:
         UnsupportedModelError: too few layers, or no model for this locator. ConfigError: a rate takes no neuron, or more than the source has.
     """
-    top_scores(torch.zeros(source.dims.layers), target.dims.layers, source.name)
+    check_depth(source.dims.layers, target.dims.layers, source.name)
     if check := locator_of(cfg).requires:
         check(source)
         check(target)
@@ -90,8 +90,14 @@ def attributions(
 
 
 def location_key(task: Task, cfg: LocationConfig) -> list[Any]:
-    """What decides `attributions`, beside models and prompt style."""
-    return [*scores_key(task, cfg), cfg.locate]
+    """What decides `measure`, beside models and prompt style."""
+    return [*scores_key(task, cfg), cfg.locate, *similarity_key(task, cfg)]
+
+
+def measure(source: LM, target: LM, task: Task, cfg: LocationConfig, style: str) -> None:
+    """All that location rests on, into the memo: scores, and how alike layers are where the layer map asks for it."""
+    attributions(source, target, task, cfg, style)
+    pairing_of(source, target, task, cfg, style)
 
 
 def ordered_scores(
@@ -105,22 +111,24 @@ def ordered_scores(
 
 
 def choose(
-    source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]
+    source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int], pairing: Pairing
 ) -> tuple[NeuronSet, NeuronSet]:
-    """Layers and neurons of both models by summed scores.
+    """Layers of both models by a layer map, and in them neurons by summed scores.
 
     Args: num neurons per layer, by kind.
     """
     of_source, of_target = (a.summed() for a in scores)
-    maps = {kind: top_scores(of_source.layers[kind][0], target.dims.layers, source.name) for kind in KINDS}
+    maps = {kind: pairing.layers(of_source.layers[kind][0], target.dims.layers, source.name, [kind]) for kind in KINDS}
     every = {kind: list(range(target.dims.layers)) for kind in KINDS}
     chosen = select({k: t[0] for k, t in of_source.neurons.items()}, maps, num, source.name)
     return chosen, select({k: t[0] for k, t in of_target.neurons.items()}, every, num, target.name)
 
 
-def locate(source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int]) -> Located:
-    """Choose layers and neurons by summed scores and read the source's slices."""
-    chosen, placed = choose(source, target, scores, num)
+def locate(
+    source: LM, target: LM, scores: tuple[Attribution, Attribution], num: dict[str, int], pairing: Pairing = Pairing()
+) -> Located:
+    """Choose layers by a layer map and neurons by summed scores, and read the source's slices."""
+    chosen, placed = choose(source, target, scores, num, pairing)
     slices = {part: t.to(target.torch_device) for part, t in read_slices(source, chosen).items()}
     return Located(chosen, placed, slices)
 
@@ -141,21 +149,25 @@ def located_neurons(
     scores = attributions(source, target, task, cfg, style)
     if all(found.refined for found in scores):
         return refined_sets(scores[0]), refined_sets(scores[1])
+    pairing = pairing_of(source, target, task, cfg, style)
     num, found = counts(target.dims, cfg.transfer_rate), []
     for e in range(len(task.location)):
         per_example = (scores[0].example(e), scores[1].example(e)) if cfg.locate == "per_example" else scores
-        found.append(choose(source, target, per_example, num))
+        found.append(choose(source, target, per_example, num, pairing))
     return [of_layers(s, source.dims) for s, _ in found], [of_layers(t, target.dims) for _, t in found]
 
 
-def describe_layers(scores: tuple[Attribution, Attribution], final: Located) -> dict[str, dict]:
-    """Layer scores (nats, summed over the extract split) and the pairs (source layer, target layer), for the report."""
+def describe_layers(
+    scores: tuple[Attribution, Attribution], final: Located, pairing: Pairing = Pairing()
+) -> dict[str, dict]:
+    """Layer scores (nats, summed over the extract split), the pairs (source layer, target layer), and by which map, for the report."""
     of_source, of_target = (a.summed() for a in scores)
     return {
         kind: {
             "source_scores": of_source.layers[kind][0].tolist(),
             "target_scores": of_target.layers[kind][0].tolist(),
             "map": [list(p) for p in zip(final.source.layers[kind], final.target.layers[kind], strict=True)],
+            **pairing.described(final.source.layers[kind], [kind]),
         }
         for kind in KINDS
     }

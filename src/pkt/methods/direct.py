@@ -22,15 +22,16 @@ from pkt.errors import DataError
 from pkt.extract.location import (
     RANDOM_NEURONS,
     LocationConfig,
-    attributions,
     check_pair,
     counts,
     describe_layers,
     locate,
     located_neurons,
     location_key,
+    measure,
     ordered_scores,
 )
+from pkt.extract.pairing import pairing_of
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
@@ -60,7 +61,7 @@ def requires(source: LM, target: LM, cfg: DirectConfig) -> None:
     paper="arXiv:2505.14436",
     requires=requires,
     splits=("extract",),
-    locate=attributions,
+    locate=measure,
     location=location_key,
     located_neurons=located_neurons,
     random_neurons=RANDOM_NEURONS,
@@ -73,13 +74,14 @@ def direct(source: LM, target: LM, task: Task, cfg: DirectConfig, gen: Generator
     if cfg.locate == "per_example":
         drawn = int(torch.randint(len(task.location), (), generator=gen))
         scores = scores[0].example(drawn), scores[1].example(drawn)
-    at = locate(source, target, scores, counts(target.dims, cfg.transfer_rate))
+    pairing = pairing_of(source, target, task, cfg, style)
+    at = locate(source, target, scores, counts(target.dims, cfg.transfer_rate), pairing)
     changes = {part: cfg.scale * fitted(slices.cpu(), target.dims.width) for part, slices in at.slices.items()}
     if cfg.mode == "replace":
         own = read_slices(target, at.target)
         changes = {part: change - own[part] for part, change in changes.items()}
     found = {
-        "layers": describe_layers(scores, at),
+        "layers": describe_layers(scores, at, pairing),
         "trained_parameters": 0,
         "labels": len(task.location),
         "steps": 0,

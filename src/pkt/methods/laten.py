@@ -1,7 +1,8 @@
 """LaTen: locate, then align. Pre-Align transfer of arXiv:2505.14436.
 
 1. Scores of layers and neurons in both models, by the option `locator` on the extract split.
-2. A layer map for attention and one for FFN: the source's highest-scoring layers, as many as the target has.
+2. A layer map for attention and one for FFN, by the option `layer_map`: as published, the source's highest-scoring layers, as many as
+   the target has.
 3. In every mapped layer the best `int(n_target * transfer_rate)` neurons of both models; source rank r meets target rank r.
 4. The source's rows of `up_proj` and `v_proj` and columns of `down_proj` and `o_proj` are read from its files.
 5. A hypernetwork is trained to turn them into changes of the target's lines, with a language-model loss on the target, or
@@ -26,20 +27,20 @@ from pkt.align.hypernetwork import FreeEntries, Hypernetwork
 from pkt.align.moments import Goal, MomentLoss, goal_maker
 from pkt.align.objectives import LanguageLoss, Passes
 from pkt.errors import ConfigError, DataError, TrainingError
-from pkt.extract.layers import top_scores
 from pkt.extract.location import (
     RANDOM_NEURONS,
     Located,
     LocationConfig,
-    attributions,
     check_pair,
     counts,
     describe_layers,
     locate,
     located_neurons,
     location_key,
+    measure,
     ordered_scores,
 )
+from pkt.extract.pairing import Pairing, pairing_of
 from pkt.extract.scores import Attribution
 from pkt.extract.slices import place, read_slices
 from pkt.inject.delta import Delta, Key
@@ -124,14 +125,13 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
         )
 
 
-def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> Any:
-    """Scores of both models and, for `activations`, their states in the memo, one model in memory at a time."""
+def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> None:
+    """What location rests on and, for `activations`, states of both models, in the memo, one model in memory at a time."""
     ids = prompts(_asked(task, cfg), style, target, task.format) if cfg.alignment == "activations" else []
-    found = attributions(source, target, task, cfg, style)
+    measure(source, target, task, cfg, style)
     if ids:
         for lm in (source, target):
             lm.residuals(ids, [])  # none are wanted yet: a memo records all
-    return found
 
 
 def _asked(task: Task, cfg: LatenConfig) -> list[Example]:
@@ -207,12 +207,13 @@ def _transfer(
     # one stream each, so that control arms of another size still draw the same batches
     weights, batches, chance = fork(gen), fork(gen), fork(gen)
     scores = ordered_scores(source, target, task, cfg, style, chance)
+    pairing = pairing_of(source, target, task, cfg, style)
     at, into = (counts(target.dims, rate) for rate in (cfg.transfer_rate, cfg.injection_rate or cfg.transfer_rate))
     per_example, num_located = cfg.locate == "per_example", len(task.location)
 
     def located(example: int | None, num: dict[str, int]) -> Located:
         picked = scores if example is None else (scores[0].example(example), scores[1].example(example))
-        return locate(source, target, picked, num)
+        return locate(source, target, picked, num, pairing)
 
     @lru_cache(maxsize=1)  # slices of a large source are gigabytes: one set at a time
     def of_example(example: int | None) -> Located:
@@ -229,7 +230,7 @@ def _transfer(
     make_goals = goal_maker(source, target)
     goals_for = lru_cache(maxsize=1)(lambda example: make_goals(of_example(example)))
     objective, described = _objective(
-        source, target, task, cfg, style, batches, scores, lambda step: goals_for(example_of(step))
+        source, target, task, cfg, style, batches, scores, pairing, lambda step: goals_for(example_of(step))
     )
     hyper = network(weights).to(target.torch_device)
     schedule = Schedule(cfg.lr, cfg.schedule_steps or max(len(task.split("extract")), cfg.steps))
@@ -247,7 +248,7 @@ def _transfer(
     if not math.isfinite(delta.norm()):
         raise TrainingError(f"the delta is not finite after step {cfg.steps}; lower method.lr or method.init_scale")
     found = {
-        "layers": describe_layers(scores, final),
+        "layers": describe_layers(scores, final, pairing),
         "history": history,
         "trained_parameters": sum(p.numel() for p in hyper.parameters()),
         "labels": _labels(task, cfg),
@@ -264,6 +265,7 @@ def _objective(
     style: str,
     gen: Generator,
     scores: tuple[Attribution, Attribution],
+    pairing: Pairing,
     goals_of: Callable[[int], dict[Key, Goal]],
 ) -> tuple[Objective, dict[str, Any]]:
     """What the delta is trained for, and what the report should know of it."""
@@ -276,7 +278,7 @@ def _objective(
         return LanguageLoss(target, extract, aligned, passes, gen), {}
     if cfg.alignment == "moments":
         return MomentLoss(goals_of), {}
-    layers = top_scores(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name)
+    layers = pairing.layers(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name, ["ffn"])
     asked = _asked(task, cfg)
     ids = prompts(asked, style, target, task.format)
     states = map_states(source, target, asked, ids, layers, cfg.ridge, gen)

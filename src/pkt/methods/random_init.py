@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Generator
 
 from pkt.align.finetune import training_seed
@@ -59,7 +61,10 @@ def _begin(
 )
 def random_init(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Generator, *, style: str) -> Delta:
     """Start adapters at noise with the norms of Seeking's start, then fine-tune them."""
-    _, begin = _begin(source, target, task, cfg, gen, style)
+    found, begin = _begin(source, target, task, cfg, gen, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
     delta = tune_lora(target, examples, cfg, fork(gen), begin)
-    return Delta(delta.changes, delta.provenance | {"labels": len(task.location) + len(examples)})
+    provenance: dict[str, Any] = {"labels": len(task.location) + len(examples)}
+    if other := found.described():
+        provenance["blocks"] = {"layers": found.layers, **other}
+    return Delta(delta.changes, delta.provenance | provenance)

@@ -1,6 +1,7 @@
 """Seeking: source parameters as the start of a LoRA, then fine-tuning. Post-Align transfer of arXiv:2310.11451.
 
-1. Sensitivity of every source weight on the extract split; layers and blocks of the largest sums (`extract/blocks.py`).
+1. Sensitivity of every source weight on the extract split; layers and blocks of the largest sums (`extract/blocks.py`), or layers by
+   another map (`extract/pairing.py`).
 2. The blocks, which have the shapes of the target's matrices, are read from the source's files.
 3. Each block's best approximation of rank r gives `B0 = U S`, `A0 = V^T` (`align/source_start.py`).
 4. The target's matrix W becomes `W - B0 A0` with an adapter `B A` that starts at `B0 A0`: fine-tuned on the train split.
@@ -77,19 +78,19 @@ def seeking(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Gen
     found, begin = _begin(source, target, task, cfg, gen, style)
     examples = encode_all(task.split("train"), style, target, loss_on_prompt=cfg.loss_on_prompt)
     delta = tune_lora(target, examples, cfg, fork(gen), begin)
-    layers = found.blocks.layer_map(target.dims.layers, source.name)
     provenance = {
         "labels": len(task.location) + len(examples),
         "blocks": {
-            "layers": layers,
+            "layers": found.layers,
             "layer_scores": found.blocks.layers.tolist(),
             "corners": None
             if cfg.blocks == "random"
             else {
                 f"{'-' if at is None else at}.{part}": corner
                 for (at, part), corner in found.blocks.corners.items()
-                if at is None or at in layers
+                if at is None or at in found.layers
             },
+            **found.described(),
         },
     }
     return Delta(delta.changes, delta.provenance | provenance)

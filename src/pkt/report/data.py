@@ -70,6 +70,9 @@ class LayerScores(TypedDict):
     source_scores: list[FiniteFloat]
     target_scores: list[FiniteFloat]
     map: list[tuple[Layer, Layer]]
+    layer_map: NotRequired[str]
+    similarity: NotRequired[list[FiniteFloat]]
+    similarity_at_depth: NotRequired[list[FiniteFloat]]
 
 
 class Step(TypedDict):

@@ -17,7 +17,7 @@ from pkt.report.numbers import finite, interval, p_value, percent, signed
 from pkt.report.parts import KINDS, asked, part_rows, pass_rows
 from pkt.report.table import ARMS, TIERS, arm_names, score_rows
 from pkt.report.verdict import comparisons, level, stamp
-from pkt.report.words import delta_totals, effort, headline, perplexity_change, shared_layers
+from pkt.report.words import delta_totals, effort, headline, paired_by, perplexity_change, shared_layers
 
 DEPENDENCE = ("source_cosine", "noise_norm_ratio")
 
@@ -91,6 +91,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "delta": delta,
         "totals": delta_totals(delta),
         "shared": shared_layers(layers),
+        "paired_by": paired_by(layers),
         "figures": {name: Markup(svg) for name, svg in figures.items()},
         "costs": summary.get("costs", []),
         "effort": effort(summary),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pkt.report.numbers import percent
@@ -161,7 +162,7 @@ def _guard(summary: Mapping[str, Any]) -> str:
 
 def shared_layers(layers: Mapping[str, Any]) -> str:
     """How many source layers both maps choose, beside what two random choices would share."""
-    if not {"ffn", "attention"} <= layers.keys():
+    if not {"ffn", "attention"} <= layers.keys() or _layer_map(layers) == "depth":  # which makes both the same
         return ""
     ffn, attention = ({pair[0] for pair in layers[kind]["map"]} for kind in ("ffn", "attention"))
     count = max(len(layers[kind]["source_scores"]) for kind in ("ffn", "attention"))
@@ -171,6 +172,25 @@ def shared_layers(layers: Mapping[str, Any]) -> str:
         f"The two maps share {len(ffn & attention)} source layers; two random choices of {len(ffn)} and "
         f"{len(attention)} out of {count} would share {len(ffn) * len(attention) / count:.1f} on average."
     )
+
+
+def paired_by(layers: Mapping[str, Any]) -> str:
+    """By which map layers are paired; where they were compared, how alike the pairs are beside those of equal relative depth."""
+    from pkt.extract.layers import LAYER_MAPS
+
+    name = _layer_map(layers)
+    said = [f"Layer map {name}{f': {LAYER_MAPS[name]}' if name in LAYER_MAPS else ''}."]
+    for kind in sorted(layers, reverse=True):  # the FFN first, as in the figure
+        chosen, level = (layers[kind].get(key) for key in ("similarity", "similarity_at_depth"))
+        if chosen and level:
+            said.append(
+                f"Mean debiased CKA of the {kind} pairs {fmean(chosen):.3f}, of pairs of equal relative depth {fmean(level):.3f}."
+            )
+    return " ".join(said)
+
+
+def _layer_map(layers: Mapping[str, Any]) -> str:
+    return next((part["layer_map"] for part in layers.values() if "layer_map" in part), "top_scores")
 
 
 def delta_totals(delta: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
