@@ -1,0 +1,1 @@
+"""Similarity of models: of what they compute, and of their weights."""
