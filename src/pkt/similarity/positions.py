@@ -85,8 +85,8 @@ def draw_positions(
     used = [text for text in read if text.taken]
     if count < FEWEST or len(used) < 2:
         raise DataError(
-            f"{len(examples)} texts give {count} token positions that stand in no other text too, in {len(used)} texts; expected "
-            f"{FEWEST} in two texts at least; give more examples, or name more splits"
+            f"{len(examples)} texts give {count} token positions in {len(used)} of them, without first positions and beginnings that "
+            f"stand in another text too; expected {FEWEST} positions in two texts at least; give more examples, or name more splits"
         )
     sides = tuple(_side([(text.ids[m], [at[m] for at in text.taken]) for text in used]) for m in range(len(models)))
     of_text = torch.tensor([k for k, text in enumerate(used) for _ in text.taken])

@@ -19,15 +19,15 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
     rows = [row for row in tables["modules"] if row["measure"] == leading and row["role"] == "source"]
     best = sorted(rows, key=lambda row: -row["mean"])
     alike = [row for row in best if row["low"] > row["null_95"]]
-    text = f"Mean {NAMES[leading]} over all pairs of layers: " + ", ".join(
-        f"{row['module']} {row['mean']:.2f} (chance below {row['null_95']:.2f})" for row in best
-    )
+    values = _list([f"{row['module']} {row['mean']:.2f}" for row in best])
+    text = f"Mean {NAMES[leading]} over all pairs of layers: {values}"
+    chance = f"where chance stays below {max(row['null_95'] for row in rows):.3f}"
     if len(alike) == len(rows):
-        text += "; " + ("all are" if len(rows) > 1 else "it is") + " above chance"
+        text += f", {chance}"
     elif alike:
-        text += f"; above chance: {_list([row['module'] for row in alike])}"
+        text += f", {chance}; for certain above it: {_list([row['module'] for row in alike])}"
     else:
-        text += "; none is above chance for certain"
+        text += f", {chance}: none is above it for certain"
     return f"{text}. {_order(tables['best'], leading)}{_specialist(tables.get('differences', []), leading)}"
 
 
