@@ -14,7 +14,7 @@ from pkt.errors import DataError, UnsupportedModelError
 from pkt.models.controls import RandomSource
 from pkt.models.hooks import record
 from pkt.models.lm import LM
-from pkt.similarity.grams import MODULES, RESIDUAL, Grams, gram, num_features
+from pkt.similarity.grams import MODULES, RESIDUAL, Grams, Untrained, gram, num_features
 from pkt.similarity.layers import layer_similarity
 from pkt.similarity.measures import CKA
 from pkt.similarity.positions import PER_TEXT, draw_positions
@@ -202,26 +202,26 @@ def test_analysis_of_a_pair(pkt, recipe, folder, tmp_path, monkeypatch):
     found = json.loads((out / "representation.json").read_text(encoding="utf-8"))
     tables = found["tables"]
     assert found["sentence"].startswith("Mean debiased CKA over all pairs of layers: ")
-    assert len(tables["pairs"]) == 2 * 4 * 3 * 2
-    assert len(tables["modules"]) == 2 * 4
-    assert len(tables["best"]) == 2 * 4 * 2
-    by_measure = {row["measure"]: row for row in tables["modules"] if row["module"] == "up"}
+    assert len(tables["pairs"]) == 2 * 2 * 4 * 3 * 2
+    assert len(tables["modules"]) == 2 * 2 * 4
+    assert len(tables["best"]) == 2 * 2 * 4 * 2
+    by_measure = {row["measure"]: row for row in tables["modules"] if (row["role"], row["module"]) == ("source", "up")}
     assert by_measure["cka"]["published_mean"] == 0.691
     assert by_measure["rsa"]["published_mean"] is None
     for mean in tables["modules"]:
-        rows = [row for row in tables["pairs"] if all(row[k] == mean[k] for k in ("module", "measure"))]
+        rows = [row for row in tables["pairs"] if all(row[k] == mean[k] for k in ("role", "module", "measure"))]
         values = torch.tensor([row["value"] for row in rows], dtype=torch.float64)
         assert mean["mean"] == pytest.approx(float(values.mean()))
         assert mean["sd"] == pytest.approx(float(values.std(correction=0)))
         assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
-        best = [row for row in tables["best"] if all(row[k] == mean[k] for k in ("module", "measure"))]
+        best = [row for row in tables["best"] if all(row[k] == mean[k] for k in ("role", "module", "measure"))]
         assert [row["value"] for row in best] == values.view(3, 2).max(0).values.tolist()
         assert all(row["lead"] >= 0 and row["second"] != row["source_layer"] for row in best)
     with (out / "representation-pairs.csv").open(encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == len(tables["pairs"])
     page = (out / "representation.html").read_text(encoding="utf-8")
     assert found["sentence"] in page
-    assert page.count("<svg") == 4 + 4
+    assert page.count("<svg") == 4 + 1 + 4 + 1  # means, source less untrained, maps of the source and of the untrained
     monkeypatch.setattr(LM, "_load", refuse_load)
     more = pkt("analyze", "representation", path, "--out", out, *args, "--set", "analysis.ridge=1.0")
     assert more.code == 0, more.err  # the Grams are there
@@ -230,11 +230,21 @@ def test_analysis_of_a_pair(pkt, recipe, folder, tmp_path, monkeypatch):
         assert (before == after) == (before["measure"] != "ridge")
 
 
+def test_an_untrained_model_is_looked_into_like_the_source(tiny_source, examples, tmp_path):
+    lm = LM(tiny_source.name, device="cpu", memo=tmp_path)
+    side = draw_positions((lm,), examples, STYLE, 20, gen()).sides[0]
+    made = [Grams(handle, side).stack("o") for handle in (lm, Untrained(lm, 0), Untrained(lm, 1))]
+    assert len(list(tmp_path.iterdir())) == 9
+    for i, one in enumerate(made):
+        assert not any(torch.allclose(one, other, rtol=0.1) for other in made[:i])
+    again = Grams(Untrained(tiny_source, 1), side)  # without a memo
+    assert torch.equal(again.stack("o"), made[2])
+
+
 def test_a_specialist_beside_the_source(pkt, recipe, folder, tmp_path, make_lm):
     out = tmp_path / "out"
-    args = [
-        f"analysis.{text}" for text in ("positions=40", "permutations=20", "groups=5", "modules=[up]", "measures=[cka]")
-    ]
+    given = ("positions=40", "permutations=20", "groups=5", "modules=[up]", "measures=[cka]", "untrained=false")
+    args = [f"analysis.{text}" for text in given]
     path = recipe(task={"name": "gsm8k", "data": str(folder), "prompt_style": "plain"})
     other = make_lm("qwen2", "source").name
 
@@ -278,3 +288,18 @@ def test_bad_options_are_refused_in_one_line(pkt, recipe, folder, tmp_path, give
     out = tmp_path / "out"
     pkt("analyze", "representation", path, "--out", out, "--set", given).refuses(*parts)
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_the_layers_of_an_expanded_target_find_their_own(tmp_path):
+    """The source was made from the target, layer by layer, and trained on: the truth is known."""
+    models = [LM(f"nano/{name}", device="cpu", memo=tmp_path) for name in ("lineage-easy", "target")]
+    found = layer_similarity(*models, task("nano/mmlu"), STYLE, 256)
+    for similarity in found.values():
+        assert similarity.argmax(0).tolist() == [0, 1, 2, 3]
+    assert found["ffn"].diagonal().min() > 0.7
+
+
+def test_a_missing_split_is_named(pkt, recipe, data, tmp_path):
+    (data / "splits" / "gsm8k" / "train.jsonl").unlink()
+    path = recipe(task={"name": "gsm8k", "data": str(data), "prompt_style": "plain"})
+    pkt("analyze", "representation", path, "--out", tmp_path / "out").refuses("train.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from pkt.similarity.estimates import Design, difference_of_means, estimate, mean_over_pairs
+from pkt.similarity.estimates import MEASURES, Design, Source, difference_of_means, estimates, mean_over_pairs
 from pkt.similarity.grams import gram
 from pkt.similarity.resampling import deal, hold_out, interval, permutation
 
@@ -17,6 +17,10 @@ def clustered(texts: int, each: int, *mixes: Tensor, gen: Generator) -> list[Ten
     return [
         state @ mix + 0.7 * torch.randn(texts * each, mix.shape[1], generator=gen, dtype=torch.float64) for mix in mixes
     ]
+
+
+def estimate(name: str, x: Tensor, y: Tensor, design: Design, ridge: float = 0.1):
+    return estimates(name, {"x": Source(gram(x)[None], x.shape[1])}, gram(y)[None], design, ridge=ridge)["x"]
 
 
 def truth(mix_x: Tensor, mix_y: Tensor) -> float:
@@ -54,13 +58,11 @@ def test_chance_is_near_0_for_debiased_and_above_for_biased():
     mixes = [torch.randn(3, 40, generator=gen, dtype=torch.float64) for _ in range(2)]
     x, y = clustered(32, 4, *mixes, gen=gen)
     design = Design.draw(torch.arange(32).repeat_interleave(4), 8, 50, gen)
-    one, other = (
-        estimate(name, gram(x)[None], gram(y)[None], design, ridge=0.1, width=40) for name in ("cka", "cka_biased")
-    )
+    one, other = (estimate(name, x, y, design) for name in ("cka", "cka_biased"))
     assert abs(one.chance.mean()) < 0.05
     assert other.chance.mean() - one.chance.mean() > 0.01
     assert one.value > one.chance.max() + 0.2  # they do share a state
-    ridge = estimate("ridge", gram(x)[None], gram(y)[None], design, ridge=0.1, width=40)
+    ridge = estimate("ridge", x, y, design)
     assert ridge.value > 0.3
     assert ridge.chance.max() < 0.1
 
@@ -75,7 +77,7 @@ def test_intervals_cover_the_truth_though_positions_of_a_text_depend_on_each_oth
         design = Design.draw(text, 12, 0, gen)
         for group, is_text in ((design.group, True), (torch.randperm(96, generator=gen) % 12, False)):
             design_ = Design(design.held, group, [torch.arange(96)])
-            found = estimate("cka", gram(x)[None], gram(y)[None], design_, ridge=1, width=6)
+            found = estimate("cka", x, y, design_)
             low, high = found.bounds()
             inside = bool(low <= expected <= high)
             covered, by_position = covered + (inside and is_text), by_position + (inside and not is_text)
@@ -89,9 +91,24 @@ def test_a_difference_on_the_same_texts_is_surer_than_both_apart():
     x, y = clustered(24, 4, *mixes, gen=gen)
     near = x + 0.05 * torch.randn(x.shape, generator=gen, dtype=torch.float64)
     design = Design.draw(torch.arange(24).repeat_interleave(4), 12, 1, gen)
-    one, other = (estimate("cka", gram(z)[None], gram(y)[None], design, ridge=1, width=6) for z in (near, x))
+    one, other = (estimate("cka", z, y, design) for z in (near, x))
     value, low, high = difference_of_means(one, other)
     apart_low, apart_high = interval(mean_over_pairs(one.value), mean_over_pairs(one.without))
     assert low <= value <= high
     assert high - low < 0.5 * float(apart_high - apart_low)
     assert difference_of_means(one, one) == (0, 0, 0)
+
+
+def test_several_sources_at_once_are_each_by_itself():
+    gen = Generator().manual_seed(3)
+    mixes = [torch.randn(3, width, generator=gen, dtype=torch.float64) for width in (6, 9, 5)]
+    x, wide, y = clustered(16, 4, *mixes, gen=gen)
+    design = Design.draw(torch.arange(16).repeat_interleave(4), 5, 3, gen)
+    for name in MEASURES:
+        both = estimates(
+            name, {"x": Source(gram(x)[None], 6), "wide": Source(gram(wide)[None], 9)}, gram(y)[None], design, ridge=0.1
+        )
+        for role, z in (("x", x), ("wide", wide)):
+            alone = estimate(name, z, y, design)
+            for one, other in zip(vars(both[role]).values(), vars(alone).values(), strict=True):
+                assert torch.equal(one, other)

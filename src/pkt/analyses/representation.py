@@ -5,8 +5,9 @@
 3. From the Grams, for every pair of a source and a target layer: linear CKA, debiased and biased, RSA, and the R2 of ridge
    regression on held-out positions: `similarity/measures.py`.
 4. Each is taken again with permuted positions, and without each of several groups of texts: `similarity/resampling.py`.
-5. With a specialist named, it is compared with the target too, on the same positions and draws, and so is its difference from
-   the recipe's source.
+5. The same for a model of the source's config with new weights: models that read the same tokens are alike for that alone, which
+   a permutation of positions does not tell. Then for a specialist, if one is named. All are compared on the same positions and
+   draws, and so are their differences: the source less the untrained model, the specialist less the source.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pkt.config import ModelSection
 from pkt.errors import ConfigError, DataError
 from pkt.models.lm import LM
 from pkt.run import Run
-from pkt.similarity.estimates import Design, estimate
-from pkt.similarity.grams import Grams, num_features
+from pkt.similarity.estimates import Design, Source, estimates
+from pkt.similarity.grams import Grams, Untrained, num_features
 from pkt.similarity.positions import FEWEST, Positions, draw_positions
 from pkt.similarity.representation_rows import best_rows, difference_row, difference_rows, module_row, pair_rows
 from pkt.similarity.representation_words import about, sentence
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 
 TEXTS = 8
 """Fewer texts give no interval and no held-out ones."""
-SOURCE, SPECIALIST = "source", "specialist"
+SOURCE, SPECIALIST, UNTRAINED, TARGET = "source", "specialist", "untrained", "target"
+LESS = ((SOURCE, UNTRAINED), (SPECIALIST, SOURCE))
+"""The differences that are taken."""
 
 
 class RepresentationConfig(AnalysisConfig):
@@ -44,7 +47,7 @@ class RepresentationConfig(AnalysisConfig):
         1024,
         ge=FEWEST,
         le=8192,
-        description="token positions n; a Gram takes 4 n^2 bytes on disk, and one module's in memory about 24 n^2 for each layer of "
+        description="token positions n; a Gram takes 4 n^2 bytes on disk, and one module's in memory about 30 n^2 for each layer of "
         "both models",
     )
     splits: list[Literal["extract", "align", "train", "valid", "test"]] = Field(
@@ -65,6 +68,10 @@ class RepresentationConfig(AnalysisConfig):
     )
     permutations: int = Field(100, ge=20, le=10000, description="permutations of positions that chance is judged by")
     groups: int = Field(12, ge=5, le=1000, description="groups of texts that are left out in turn for the intervals")
+    untrained: bool = Field(
+        default=True,
+        description="set a model of the source's config with new weights beside the source; they are drawn in float32 in the CPU's memory",
+    )
     specialist: ModelSection | None = Field(
         None, description="another source, `nano/...`, a folder or a name on the hub, to set beside the recipe's"
     )
@@ -93,7 +100,9 @@ def models_of(run: Run, cfg: RepresentationConfig) -> dict[str, LM]:
             dtype=run.recipe.dtype,
             memo=run.memo,
         )
-    return {**found, "target": run.target}
+    if cfg.untrained:
+        found[UNTRAINED] = Untrained(run.source, run.recipe.seed)
+    return {**found, TARGET: run.target}
 
 
 def _examples(run: Run, cfg: RepresentationConfig) -> list[Example]:
@@ -139,30 +148,24 @@ def representation(run: Run, cfg: RepresentationConfig, gen: Generator) -> Resul
         of_model.prepare(cfg.modules)
     tables: dict[str, list[Row]] = {"modules": [], "best": [], "pairs": [], "differences": [], "layer_differences": []}
     for module in cfg.modules:
-        stacks = {role: of_model.stack(module) for role, of_model in grams.items()}
+        target = grams[TARGET].stack(module)
+        sources = {
+            role: Source(grams[role].stack(module), num_features(lm.dims, module))
+            for role, lm in models.items()
+            if role != TARGET
+        }
         for measure in cfg.measures:
             start = time.perf_counter()
-            found = {
-                role: estimate(
-                    measure,
-                    stacks[role],
-                    stacks["target"],
-                    design,
-                    ridge=cfg.ridge,
-                    width=num_features(models[role].dims, module),
-                )
-                for role in models
-                if role != "target"
-            }
-            for role, one in found.items():
+            found = estimates(measure, sources, target, design, ridge=cfg.ridge)
+            for role, estimate in found.items():
                 at = {"role": role, "module": module, "measure": measure}
-                tables["modules"].append({**at, **module_row(module, measure, one)})
-                tables["best"] += [{**at, **row} for row in best_rows(one)]
-                tables["pairs"] += [{**at, **row} for row in pair_rows(one)]
-            if SPECIALIST in found:
-                at = {"module": module, "measure": measure}
-                tables["differences"].append({**at, **difference_row(found[SPECIALIST], found[SOURCE])})
-                rows = difference_rows(found[SPECIALIST], found[SOURCE])
+                tables["modules"].append({**at, **module_row(module, measure, estimate)})
+                tables["best"] += [{**at, **row} for row in best_rows(estimate)]
+                tables["pairs"] += [{**at, **row} for row in pair_rows(estimate)]
+            for one, other in ((one, other) for one, other in LESS if {one, other} <= found.keys()):
+                at = {"role": one, "less": other, "module": module, "measure": measure}
+                tables["differences"].append({**at, **difference_row(found[one], found[other])})
+                rows = difference_rows(found[one], found[other])
                 tables["layer_differences"] += [{**at, **row} for row in rows]
             log.info("%s of %s: %.1f s", measure, module, time.perf_counter() - start)
     tables = {name: rows for name, rows in tables.items() if rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pkt.report.dots import Dot, dots
@@ -33,22 +34,29 @@ def figures(found: Mapping[str, Any]) -> list[Figure]:
     tables: Tables = found["tables"]
     measures = list(dict.fromkeys(row["measure"] for row in tables["modules"]))
     pictures = [_means(found, measures)]
-    for role in dict.fromkeys(row["role"] for row in tables["modules"]):
-        pictures += [_maps(found, role, measure) for measure in measures]
-    if "differences" in tables:
-        pictures += list(_differences(found, measures))
+    roles = list(dict.fromkeys(row["role"] for row in tables["modules"]))
+    for role in roles:
+        pictures += [_maps(found, role, measure) for measure in (measures if role != "untrained" else measures[:1])]
+    for role, less in dict.fromkeys((row["role"], row["less"]) for row in tables.get("differences", ())):
+        pictures.insert(1, _difference(found, role, less, measures))
+        if role == "specialist":
+            pictures += list(_difference_maps(found, role, less, measures))
     return pictures
 
 
 def _models(found: Mapping[str, Any]) -> dict[str, str]:
     specialist = found["options"].get("specialist")
-    return {"source": found["source"], "specialist": specialist["name"] if specialist else ""}
+    return {
+        "source": found["source"],
+        "specialist": specialist["name"] if specialist else "",
+        "untrained": f"{found['source']} with new weights",
+    }
 
 
 def _means(found: Mapping[str, Any], measures: Sequence[str]) -> Figure:
     """Means over all pairs of layers, a picture for each measure since their chance levels differ."""
     rows, models = found["tables"]["modules"], _models(found)
-    several = any(row["role"] == "specialist" for row in rows)
+    several = len({row["role"] for row in rows}) > 1
     parts, chance = [], []
     for measure in measures:
         held = [row for row in rows if row["measure"] == measure]
@@ -61,7 +69,7 @@ def _means(found: Mapping[str, Any], measures: Sequence[str]) -> Figure:
                         row["mean"],
                         row["low"],
                         row["high"],
-                        TITLES[measure] + (f", {models[row['role']]} ({row['role']})" if several else ""),
+                        TITLES[measure] + (f", {models[row['role']]}" if several else ""),
                     )
                     for row in held
                 ],
@@ -131,10 +139,11 @@ def _maps(found: Mapping[str, Any], role: str, measure: str) -> Figure:
                 xlabel="target layer",
                 ylabel=f"{role} layer",
                 marks=frozenset((i, j) for j, i in enumerate(best[module])),
-                low=-1 if min(map(min, values)) < -0.1 else 0,
+                low=-1 if any(value is not None and value < -0.1 for row in values for value in row) else 0,
             )
         )
-    panels = [_with_low(panel, min(p.low for p in panels)) for panel in panels]
+    low = min(panel.low for panel in panels)
+    panels = [replace(panel, low=low) for panel in panels]  # one scale
     name = f"{measure}-{role}".replace("_", "-")
     rows = [row for row in tables["best"] if (row["role"], row["measure"]) == (role, measure)]
     return Figure(
@@ -172,14 +181,9 @@ def _maps(found: Mapping[str, Any], role: str, measure: str) -> Figure:
     )
 
 
-def _with_low(panel: Panel, low: float) -> Panel:
-    """All panels of a figure on one scale."""
-    return Panel(**{**vars(panel), "low": low})
-
-
-def _matrix(rows: Iterator[Row]) -> list[list[float]]:
+def _matrix(rows: Iterator[Row]) -> list[list[float | None]]:
     """Source layers by target layers, from rows in that order."""
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[float | None]] = {}
     for row in rows:
         found.setdefault(row["source_layer"], []).append(row["value"])
     return list(found.values())
@@ -199,42 +203,48 @@ def _chance(means: Sequence[Row], best: Sequence[Row]) -> str:
     )
 
 
-def _differences(found: Mapping[str, Any], measures: Sequence[str]) -> Iterator[Figure]:
-    """The specialist less the recipe's source."""
-    tables, models = found["tables"], _models(found)
-    rows = tables["differences"]
-    yield Figure(
-        name="specialist-difference",
-        title=f"{models['specialist']} less {models['source']}",
+def _difference(found: Mapping[str, Any], role: str, less: str, measures: Sequence[str]) -> Figure:
+    """The means of one model less those of another."""
+    models, rows = _models(found), _by_measure(_of_difference(found["tables"]["differences"], role, less), measures)
+    name = f"{role}-less-{less}"
+    why = {
+        "untrained": "Models that read the same tokens are alike for that alone, whatever they have learnt, and permuted positions do not show "
+        "it: what training adds to the likeness is what lies right of the line.",
+        "source": "Right of the line: the specialist is more alike to the target.",
+    }
+    return Figure(
+        name=name,
+        title=f"{models[role]} less {models[less]}",
         svg=dots(
-            [
-                Dot(r["module"], r["value"], r["low"], r["high"], TITLES[r["measure"]])
-                for r in _by_measure(rows, measures)
-            ],
+            [Dot(row["module"], row["value"], row["low"], row["high"], TITLES[row["measure"]]) for row in rows],
             xlabel="difference of the means over all pairs of layers",
             references={"no difference": 0.0},
-            name="specialist-difference",
-            label="Difference of specialist and source in similarity to the target, for each module and measure",
+            name=name,
+            label=f"Similarity to the target of {models[role]} less that of {models[less]}, for each module and measure",
         ),
-        shown=f"How much more alike to {found['target']} the specialist is than the recipe's source: difference of their means over all pairs of layers, "
-        "with its 95 % interval. Both are compared on the same positions, and the same texts are left out.",
-        read="Right of the line: the specialist is more alike. An interval that holds the line shows no difference.",
-        chance="Two sources that are equally far from the target differ by 0.",
+        shown=f"How much more alike to {found['target']} {models[role]} is than {models[less]}: difference of their means over all pairs of layers, with "
+        "its 95 % interval. Both are compared on the same positions, and the same texts are left out.",
+        read=f"{why[less]} An interval that holds the line shows no difference.",
+        chance="Two models that are as alike to the target differ by 0.",
         origin="representation-differences.csv",
         columns=["module and measure", "difference", "95 % interval"],
         rows=[
-            [f"{r['module']}, {NAMES[r['measure']]}", signed(r["value"]), interval(r["low"], r["high"])]
-            for r in _by_measure(rows, measures)
+            [f"{row['module']}, {NAMES[row['measure']]}", signed(row["value"]), interval(row["low"], row["high"])]
+            for row in rows
         ],
     )
-    if "layer_differences" not in tables:
-        return
-    for measure in measures:
-        held = [row for row in tables["layer_differences"] if row["measure"] == measure]
+
+
+def _difference_maps(found: Mapping[str, Any], role: str, less: str, measures: Sequence[str]) -> Iterator[Figure]:
+    """The same for every pair of layers, where both models have as many layers."""
+    tables, models = found["tables"], _models(found)
+    layers = _of_difference(tables.get("layer_differences", ()), role, less)
+    for measure in measures if layers else ():
+        held = [row for row in layers if row["measure"] == measure]
         most = max(abs(row["value"]) for row in held) or 1.0
         sure = sum(row["low"] > 0 or row["high"] < 0 for row in held)
         panels = []
-        for mean in (row for row in rows if row["measure"] == measure):
+        for mean in _by_measure(_of_difference(tables["differences"], role, less), [measure]):
             values = _matrix(row for row in held if row["module"] == mean["module"])
             panels.append(
                 Panel(
@@ -243,21 +253,25 @@ def _differences(found: Mapping[str, Any], measures: Sequence[str]) -> Iterator[
                     rows=[str(i) for i in range(len(values))],
                     columns=[str(j) for j in range(len(values[0]))],
                     xlabel="target layer",
-                    ylabel="layer of both sources",
+                    ylabel="source layer",
                     low=-most,
                     high=most,
                 )
             )
-        name = f"{measure}-difference".replace("_", "-")
+        name = f"{measure}-{role}-less-{less}".replace("_", "-")
         yield Figure(
             name=name,
-            title=f"{TITLES[measure]}: {models['specialist']} less {models['source']}",
-            svg=heatmaps(panels, name, f"{TITLES[measure]}: specialist less source, for every pair of layers"),
+            title=f"{TITLES[measure]}: {models[role]} less {models[less]}",
+            svg=heatmaps(panels, name, f"{TITLES[measure]}: {role} less {less}, for every pair of layers"),
             shown="The same difference for every pair of layers.",
-            read="One colour where the specialist is more alike to the target, the other where it is less.",
+            read="One colour where the first is more alike to the target, the other where it is less.",
             chance=f"0. Of {len(held)} pairs {sure} have an interval without 0; 5 % would by chance.",
             origin="representation-layer_differences.csv",
         )
+
+
+def _of_difference(rows: Sequence[Row], role: str, less: str) -> list[Row]:
+    return [row for row in rows if (row["role"], row["less"]) == (role, less)]
 
 
 def _by_measure(rows: Sequence[Row], measures: Sequence[str]) -> list[Row]:

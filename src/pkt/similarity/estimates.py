@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from pkt.similarity.measures import CKA, CKA_BIASED, RSA, Measure, each, ridge_measure
-from pkt.similarity.resampling import by_chance, deal, hold_out, interval, permutation, without_groups
+from pkt.similarity.measures import CKA, CKA_BIASED, RSA, Measure, each, inner, ridge_measure
+from pkt.similarity.resampling import by_chance, deal, hold_out, interval, permutation
 
 FIXED: Mapping[str, Measure] = {"cka": CKA, "cka_biased": CKA_BIASED, "rsa": RSA}
 MEASURES = (*FIXED, "ridge")
@@ -58,24 +58,51 @@ class Estimate:
         return float(value), float(low), float(high)
 
 
-def estimate(
-    name: str, source_LPP: Tensor, target_LPP: Tensor, design: Design, *, ridge: float, width: int
-) -> Estimate:
-    """A measure of `MEASURES` from the Grams of one module of both models.
+@dataclass(frozen=True)
+class Source:
+    """One module of a model that is compared with the target."""
 
-    Args: ridge, width of the source's features, for `ridge`: see `ridge_source`.
+    grams: Tensor
+    """(Ls, P, P)."""
+    width: int
+    """Number of features, for `ridge`."""
+
+
+def estimates(
+    name: str, sources: Mapping[str, Source], target_LPP: Tensor, design: Design, *, ridge: float
+) -> dict[str, Estimate]:
+    """A measure of `MEASURES` for every source, from the Grams of one module of all models.
+
+    Sources share the target's forms: one more costs little.
+
+    Args: ridge see `ridge_source`.
     """
 
-    def measure_of(kept_P: Tensor) -> Measure:
-        return FIXED[name] if name in FIXED else ridge_measure(design.held[kept_P], ridge, width)
+    def measure_of(role: str, kept_P: Tensor) -> Measure:
+        return FIXED[name] if name in FIXED else ridge_measure(design.held[kept_P], ridge, sources[role].width)
 
-    whole = measure_of(torch.ones_like(design.held))
-    source, target = each(whole.prepare, source_LPP), each(whole.prepare, target_LPP)
-    return Estimate(
-        whole.of_prepared(source, target),
-        without_groups(measure_of, source, target, design.group),
-        by_chance(whole, source, target, design.orders),
-    )
+    every_P = torch.ones_like(design.held)
+    whole = {role: measure_of(role, every_P) for role in sources}
+    common = next(iter(whole.values()))
+    prepared = {role: each(whole[role].prepare, source.grams) for role, source in sources.items()}
+    target = each(common.prepare, target_LPP)
+    without: dict[str, list[Tensor]] = {role: [] for role in sources}
+    for group in range(int(design.group.max()) + 1):
+        kept_P = design.group != group
+        form = each(measure_of(next(iter(sources)), kept_P).target, _of(target, kept_P))
+        for role in sources:
+            without[role].append(inner(each(measure_of(role, kept_P).source, _of(prepared[role], kept_P)), form))
+    of_source = {role: each(whole[role].source, prepared[role]) for role in sources}
+    of_target = each(common.target, target)
+    value = {role: inner(of_source[role], of_target) for role in sources}
+    chance = by_chance({role: form.float() for role, form in of_source.items()}, of_target.float(), design.orders)
+    return {role: Estimate(value[role], torch.stack(without[role]), chance[role]) for role in sources}
+
+
+def _of(grams_LPP: Tensor, kept_P: Tensor) -> Tensor:
+    """At some positions alone."""
+    kept = kept_P.nonzero()[:, 0]
+    return grams_LPP[:, kept][:, :, kept]
 
 
 def mean_over_pairs(value: Tensor) -> Tensor:

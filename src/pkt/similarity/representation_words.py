@@ -28,7 +28,21 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
         text += f", {chance}; for certain above it: {_list([row['module'] for row in alike])}"
     else:
         text += f", {chance}: none is above it for certain"
-    return f"{text}. {_order(tables['best'], leading)}{_specialist(tables.get('differences', []), leading)}"
+    differences = [row for row in tables.get("differences", []) if row["measure"] == leading]
+    untrained = _untrained([row for row in differences if row["less"] == "untrained"])
+    return f"{text}. {untrained}{_order(tables['best'], leading)}{_specialist([r for r in differences if r['role'] == 'specialist'])}"
+
+
+def _untrained(rows: Sequence[Row]) -> str:
+    """Where trained weights make the source more alike than new ones."""
+    if not rows:
+        return ""
+    more = [row for row in rows if row["low"] > 0]
+    rest = [row for row in rows if row["low"] <= 0]
+    if not more:
+        return f"A source with new, untrained weights is as alike: {_list([_change(row) for row in rest])}. "
+    text = f"Over a source with new, untrained weights it leads in {_list([_change(row) for row in more])}"
+    return f"{text}, not in {_list([_change(row) for row in rest])}. " if rest else f"{text}. "
 
 
 def best_layers(rows: Sequence[Row], measure: str, role: str = "source") -> dict[str, list[int]]:
@@ -58,8 +72,7 @@ def _order(rows: Sequence[Row], measure: str) -> str:
     return f"The best-matching source layers are in order of depth for {_list(ordered)}, not for {_list(rest)}."
 
 
-def _specialist(rows: Sequence[Row], measure: str) -> str:
-    found = [row for row in rows if row["measure"] == measure]
+def _specialist(found: Sequence[Row]) -> str:
     if not found:
         return ""
     kinds = {
@@ -69,12 +82,13 @@ def _specialist(rows: Sequence[Row], measure: str) -> str:
     parts = [f"{what} in {_list([_change(row) for row in held])}" for what, held in kinds.items() if held]
     if not parts:
         largest = max(abs(row["value"]) for row in found)
-        return f" The specialist differs from the source in no module for certain (by {largest:.3f} at most)."
+        return f" The specialist differs from the source in no module for certain (by {largest:.2f} at most)."
     return f" The specialist is {' and '.join(parts)} than the source."
 
 
 def _change(row: Row) -> str:
-    return f"{row['module']} ({row['value']:+.3f})"
+    sign = "−" if row["value"] < 0 else "+"
+    return f"{row['module']} ({sign}{abs(row['value']):.3f})"
 
 
 def _list(items: Sequence[str]) -> str:

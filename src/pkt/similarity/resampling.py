@@ -15,12 +15,12 @@ P positions, G groups, B permutations, Ls and Lt layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from pkt.similarity.measures import Measure, each, inner
+from pkt.similarity.measures import inner
 
 LEVEL = 0.95
 HELD_OUT = 0.25
@@ -59,30 +59,17 @@ def permutation(text_P: Tensor, held_P: Tensor, gen: Generator) -> Tensor:
     return found_P
 
 
-def without_groups(
-    measure_of: Callable[[Tensor], Measure], source_LPP: Tensor, target_LPP: Tensor, group_P: Tensor
-) -> Tensor:
-    """A measure without each group in turn, (G, Ls, Lt) float64.
+def by_chance(sources: Mapping[str, Tensor], target_LPP: Tensor, orders: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A measure with the target's positions in other orders, for every source (B, Ls, Lt) float64.
 
-    Args:
-        measure_of: which positions are kept, (P,) bool -> the measure on those.
-        source_LPP, target_LPP: what the measure's `prepare` gave.
+    Args: sources, target_LPP the measure's forms; float32 is enough here.
     """
-    found = []
-    for group in range(int(group_P.max()) + 1):
-        kept = (group_P != group).nonzero()[:, 0]
-        source, target = (x_LPP[:, kept][:, :, kept] for x_LPP in (source_LPP, target_LPP))
-        found.append(measure_of(group_P != group).of_prepared(source, target))
-    return torch.stack(found)
-
-
-def by_chance(measure: Measure, source_LPP: Tensor, target_LPP: Tensor, orders: Sequence[Tensor]) -> Tensor:
-    """A measure with the target's positions in other orders, (B, Ls, Lt) float64; inner products in float32.
-
-    Args: source_LPP, target_LPP what the measure's `prepare` gave.
-    """
-    source, target = each(measure.source, source_LPP).float(), each(measure.target, target_LPP).float()
-    return torch.stack([inner(source, target[:, order][:, :, order]).double() for order in orders])
+    found: dict[str, list[Tensor]] = {role: [] for role in sources}
+    for order in orders:
+        mixed_LPP = target_LPP[:, order][:, :, order]
+        for role, source_LPP in sources.items():
+            found[role].append(inner(source_LPP, mixed_LPP).double())
+    return {role: torch.stack(values) for role, values in found.items()}
 
 
 def interval(value: Tensor, without_G: Tensor, level: float = LEVEL) -> tuple[Tensor, Tensor]:
