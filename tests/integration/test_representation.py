@@ -188,7 +188,7 @@ def test_analysis_of_a_pair(pkt, recipe, folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     args = (
         "--set",
-        "analysis.positions=40",
+        "analysis.positions=50",
         "--set",
         "analysis.permutations=20",
         "--set",
@@ -245,7 +245,7 @@ def test_an_untrained_model_is_looked_into_like_the_source(tiny_source, examples
 
 def test_a_specialist_beside_the_source(pkt, recipe, folder, tmp_path, make_lm):
     out = tmp_path / "out"
-    given = ("positions=40", "permutations=20", "groups=5", "modules=[up]", "measures=[cka]", "untrained=false")
+    given = ("positions=50", "permutations=20", "groups=5", "modules=[up]", "measures=[cka]", "untrained=false")
     args = [f"analysis.{text}" for text in given]
     path = recipe(task={"name": "gsm8k", "data": str(folder), "prompt_style": "plain"})
     other = make_lm("qwen2", "source").name
@@ -277,7 +277,7 @@ def test_a_specialist_beside_the_source(pkt, recipe, folder, tmp_path, make_lm):
         ("analysis.modules=[upp]", ["analysis.modules", "'up'", "found 'upp'"]),
         ("analysis.modules=[]", ["analysis.modules"]),
         ("analysis.measures=[cka, cka]", ["analysis.measures", "name each once"]),
-        ("analysis.positions=3", ["analysis.positions", "16"]),
+        ("analysis.positions=3", ["analysis.positions", "48"]),
         ("analysis.ridge=0", ["analysis.ridge", "greater than 0"]),
         ("analysis.splits=[extract]", ["2 texts give", "analysis.splits"]),
         ("analysis.splits=[tests]", ["analysis.splits", "'test'"]),

@@ -26,14 +26,14 @@ from pkt.models.lm import LM
 from pkt.run import Run
 from pkt.similarity.estimates import Design, Source, estimates
 from pkt.similarity.grams import Grams, Untrained, num_features
-from pkt.similarity.positions import FEWEST, Positions, draw_positions
+from pkt.similarity.positions import PER_TEXT, Positions, draw_positions
 from pkt.similarity.representation_rows import best_rows, difference_row, difference_rows, module_row, pair_rows
 from pkt.similarity.representation_words import about, sentence
 from pkt.tasks.base import Example, fingerprint
 
 log = logging.getLogger(__name__)
 
-TEXTS = 8
+TEXTS = 12
 """Fewer texts give no interval and no held-out ones."""
 SOURCE, SPECIALIST, UNTRAINED, TARGET = "source", "specialist", "untrained", "target"
 LESS = ((SOURCE, UNTRAINED), (SPECIALIST, SOURCE))
@@ -45,9 +45,9 @@ class RepresentationConfig(AnalysisConfig):
 
     positions: int = Field(
         1024,
-        ge=FEWEST,
+        ge=TEXTS * PER_TEXT,
         le=8192,
-        description="token positions n; a Gram takes 4 n^2 bytes on disk, and one module's in memory about 30 n^2 for each layer of "
+        description="token positions n; a Gram takes 4 n^2 bytes on disk, and one module's in memory about 60 n^2 for each layer of "
         "both models",
     )
     splits: list[Literal["extract", "align", "train", "valid", "test"]] = Field(
