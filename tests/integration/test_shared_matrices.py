@@ -26,6 +26,8 @@ from pkt.extract.scores import locate as scores_by
 from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import KINDS, LINEAR, PARTS
 from pkt.models.lm import LM
+from pkt.similarity.grams import MODULES, Grams
+from pkt.similarity.positions import draw_positions
 
 IDS = torch.arange(3, 23).view(2, 10)
 
@@ -151,3 +153,11 @@ def test_what_a_shared_matrix_cannot_do_is_refused_by_name(make_lm):
     ):
         run("lora", source, target, parts=["up", "down"])
     run("seeking", make_lm("phi3", "source"), make_lm("llama", "target"), parts=["v", "up"])
+
+
+def test_outputs_of_shared_matrices_give_the_same_grams(twins):
+    align = make_task().split("align")
+    fixed = draw_positions(twins["source"], align, "plain", 40, torch.Generator().manual_seed(0))
+    for module in MODULES:
+        shared, apart = (Grams(lm, side).stack(module) for lm, side in zip(twins["source"], fixed.sides, strict=True))
+        assert torch.allclose(shared, apart, atol=1e-5 * float(apart.abs().max())), module

@@ -19,19 +19,25 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pkt.errors import UnsupportedModelError
 from pkt.memo import remembered
+from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS, Dims
 from pkt.models.hooks import record
 from pkt.models.lm import LM
 from pkt.progress import track
 from pkt.similarity.positions import Side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,17 @@ def gram(x_PD: Tensor) -> Tensor:
     centred_PD = x_PD.double()
     centred_PD -= centred_PD.mean(0)
     return (centred_PD @ centred_PD.T).float()
+
+
+class Untrained(RandomSource):
+    """A model of the source's config with new weights, which is looked into like the source."""
+
+    @property
+    def identity(self) -> list[str]:
+        return [*self.real.identity, f"initialised {self.seed}"]
+
+    def for_location(self) -> AbstractContextManager[PreTrainedModel]:
+        return self.initialised()
 
 
 @dataclass(frozen=True)

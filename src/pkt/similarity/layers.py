@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from pkt.models.lm import LM
 from pkt.similarity.grams import Grams
-from pkt.similarity.measures import cosines, debiased
+from pkt.similarity.measures import CKA
 from pkt.similarity.positions import draw_positions
 from pkt.tasks.base import Task
 
@@ -34,10 +34,7 @@ def layer_similarity(source: LM, target: LM, task: Task, style: str, positions: 
     of_source, of_target = (Grams(lm, side) for lm, side in zip((source, target), fixed.sides, strict=True))
     for grams in (of_source, of_target):
         grams.prepare(list(OUTPUTS.values()))
-    return {
-        kind: cosines(debiased(of_source.stack(module)), debiased(of_target.stack(module)))
-        for kind, module in OUTPUTS.items()
-    }
+    return {kind: CKA(of_source.stack(module), of_target.stack(module)) for kind, module in OUTPUTS.items()}
 
 
 def layer_similarity_key(task: Task, positions: int = POSITIONS) -> list[object]:

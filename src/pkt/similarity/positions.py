@@ -73,40 +73,47 @@ def draw_positions(
         DataError: there are fewer than `FEWEST`, or all in one text.
         UnsupportedModelError: a tokenizer cannot say where a token's text is.
     """
-    readers, found = _Reader(models, style), {}
-    left: list[list[Index]] = []
-    order = torch.randperm(len(examples), generator=gen).tolist()
-    taken: list[list[Index]] = [[] for _ in order]
-    count = given = 0
-    while count < num:
-        for i, number in enumerate(order):
-            if count == num:
-                break
-            if i == len(left):
-                found[i], fresh = readers.read(examples[number])
-                left.append([fresh[j] for j in torch.randperm(len(fresh), generator=gen).tolist()])
-            more = min(PER_TEXT, num - count)
-            taken[i] += left[i][:more]
-            left[i] = left[i][more:]
-            count = sum(map(len, taken))
-        if count == given:
-            break
-        given = count
-    used = [i for i, indices in enumerate(taken) if indices]
+    reader, count = _Reader(models, style), 0
+    read: list[_Text] = []
+    for number in torch.randperm(len(examples), generator=gen).tolist():
+        if count < num:
+            read.append(reader.read(examples[number], gen))
+            count += read[-1].take(min(PER_TEXT, num - count))
+    while count < num and any(text.left for text in read):
+        for text in read:
+            count += text.take(min(PER_TEXT, num - count))
+    used = [text for text in read if text.taken]
     if count < FEWEST or len(used) < 2:
         raise DataError(
-            f"{len(examples)} texts give {count} token positions in {len(used)} texts that open no other text too; expected "
-            f"{FEWEST} in two texts at least; give more examples, or name more splits"
+            f"{len(examples)} texts give {count} token positions in {len(used)} of them, without first positions and beginnings that "
+            f"stand in another text too; expected {FEWEST} positions in two texts at least; give more examples, or name more splits"
         )
-    sides = [_side([found[i][m] for i in used], [[at[m] for at in taken[i]] for i in used]) for m in range(len(models))]
-    text_P = torch.tensor([k for k, i in enumerate(used) for _ in taken[i]])
+    sides = tuple(_side([(text.ids[m], [at[m] for at in text.taken]) for text in used]) for m in range(len(models)))
+    of_text = torch.tensor([k for k, text in enumerate(used) for _ in text.taken])
     notes = [] if count == num else [f"The texts hold {count} positions, fewer than the {num} asked for."]
-    return Positions(tuple(sides), [examples[order[i]].id for i in used], text_P, notes)
+    return Positions(sides, [text.id for text in used], of_text, notes)
 
 
-def _side(ids: list[list[int]], at: list[list[int]]) -> Side:
-    ordered = [sorted(indices) for indices in at]
-    return Side([text[: indices[-1] + 1] for text, indices in zip(ids, ordered, strict=True)], ordered)
+def _side(texts: Sequence[tuple[list[int], list[int]]]) -> Side:
+    return Side([ids[: max(at) + 1] for ids, at in texts], [sorted(at) for _, at in texts])
+
+
+@dataclass
+class _Text:
+    """A text while positions are drawn."""
+
+    id: str
+    ids: list[list[int]]
+    """Token ids in every model."""
+    left: list[Index]
+    """Positions that may be taken, in random order."""
+    taken: list[Index] = field(default_factory=list)
+
+    def take(self, num: int) -> int:
+        """Take as many of its positions, or all; returns how many."""
+        more, self.left = self.left[:num], self.left[num:]
+        self.taken += more
+        return len(more)
 
 
 class _Reader:
@@ -124,8 +131,8 @@ class _Reader:
                 )
         self.seen: list[set[int]] = [set() for _ in models]
 
-    def read(self, example: Example) -> tuple[list[list[int]], list[Index]]:
-        """Token ids in every model, and the new positions after the first."""
+    def read(self, example: Example, gen: Generator) -> _Text:
+        """A text with its new positions, in an order that `gen` draws."""
         text = render(example, self.style, self.last) + reply(example, self.style)
         if self.is_same:
             ids = self._tokens(self.last, text)[0]
@@ -142,7 +149,7 @@ class _Reader:
         ]
         for seen, p in zip(self.seen, prefixes, strict=True):
             seen.update(p)
-        return every, fresh
+        return _Text(example.id, every, [fresh[i] for i in torch.randperm(len(fresh), generator=gen).tolist()])
 
     def _tokens(self, tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[int]]:
         """Token ids, and after which character each ends; 0 where a token stands for no text."""

@@ -1,0 +1,107 @@
+"""What the analysis of representation similarity found, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pkt.similarity.estimates import Design
+from pkt.similarity.positions import Positions
+
+Row = dict[str, Any]
+NAMES = {"cka": "debiased CKA", "cka_biased": "biased CKA", "rsa": "RSA", "ridge": "R2 of ridge maps"}
+"""Of the measures."""
+
+
+def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
+    """Which modules are alike, how far above chance, whether the best layers are in order, and how a specialist differs."""
+    leading = tables["modules"][0]["measure"]
+    rows = [row for row in tables["modules"] if row["measure"] == leading and row["role"] == "source"]
+    best = sorted(rows, key=lambda row: -row["mean"])
+    alike = [row for row in best if row["low"] > row["null_95"]]
+    values = _list([f"{row['module']} {row['mean']:.2f}" for row in best])
+    text = f"Mean {NAMES[leading]} over all pairs of layers: {values}"
+    chance = f"where chance stays below {max(row['null_95'] for row in rows):.3f}"
+    if len(alike) == len(rows):
+        text += f", {chance}"
+    elif alike:
+        text += f", {chance}; for certain above it: {_list([row['module'] for row in alike])}"
+    else:
+        text += f", {chance}: none is above it for certain"
+    differences = [row for row in tables.get("differences", []) if row["measure"] == leading]
+    untrained = _untrained([row for row in differences if row["less"] == "untrained"])
+    return f"{text}. {untrained}{_order(tables['best'], leading)}{_specialist([r for r in differences if r['role'] == 'specialist'])}"
+
+
+def _untrained(rows: Sequence[Row]) -> str:
+    """Where trained weights make the source more alike than new ones."""
+    if not rows:
+        return ""
+    more = [row for row in rows if row["low"] > 0]
+    rest = [row for row in rows if row["low"] <= 0]
+    if not more:
+        return f"A source with new, untrained weights is as alike: {_list([_change(row) for row in rest])}. "
+    text = f"Over a source with new, untrained weights it leads in {_list([_change(row) for row in more])}"
+    return f"{text}, not in {_list([_change(row) for row in rest])}. " if rest else f"{text}. "
+
+
+def best_layers(rows: Sequence[Row], measure: str, role: str = "source") -> dict[str, list[int]]:
+    """By module the best source layer of every target layer."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        if row["measure"] == measure and row["role"] == role:
+            found.setdefault(row["module"], []).append(row["source_layer"])
+    return found
+
+
+def is_in_order(layers: Sequence[int]) -> bool:
+    """Whether they go deeper from one to the next, or stay."""
+    return list(layers) == sorted(layers) and len(set(layers)) > 1
+
+
+def _order(rows: Sequence[Row], measure: str) -> str:
+    found = best_layers(rows, measure)
+    if all(len(layers) < 2 for layers in found.values()):
+        return ""
+    ordered = [module for module, layers in found.items() if is_in_order(layers)]
+    rest = [f"{module} ({', '.join(map(str, layers))})" for module, layers in found.items() if module not in ordered]
+    if not rest:
+        return "The best-matching source layers are in order of depth in every module."
+    if not ordered:
+        return f"The best-matching source layers are in order of depth in no module: {'; '.join(rest)}."
+    return f"The best-matching source layers are in order of depth for {_list(ordered)}, not for {_list(rest)}."
+
+
+def _specialist(found: Sequence[Row]) -> str:
+    if not found:
+        return ""
+    kinds = {
+        "more alike to the target": [row for row in found if row["low"] > 0],
+        "less alike": [row for row in found if row["high"] < 0],
+    }
+    parts = [f"{what} in {_list([_change(row) for row in held])}" for what, held in kinds.items() if held]
+    if not parts:
+        largest = max(abs(row["value"]) for row in found)
+        return f" The specialist differs from the source in no module for certain (by {largest:.2f} at most)."
+    return f" The specialist is {' and '.join(parts)} than the source."
+
+
+def _change(row: Row) -> str:
+    sign = "−" if row["value"] < 0 else "+"
+    return f"{row['module']} ({sign}{abs(row['value']):.3f})"
+
+
+def _list(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def about(fixed: Positions, design: Design) -> list[str]:
+    """What a reader must know of the numbers."""
+    held = int(design.held.sum())
+    groups = int(design.group.max()) + 1
+    return [
+        f"{len(fixed)} token positions of {len(fixed.texts)} texts, the same in all models; the first of a text, and what opens an "
+        f"earlier text too, are left out. Ridge maps are fitted on {len(fixed) - held} positions and scored on {held} of other texts.",
+        f"Chance: {len(design.orders)} permutations, in which texts change places as wholes, and positions within them. "
+        f"Intervals: 95 %, by leaving out each of {groups} groups of texts.",
+    ]
