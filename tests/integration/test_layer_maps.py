@@ -213,7 +213,7 @@ def test_too_little_text_is_refused_before_anything_is_read(recipe, source, data
     extract = data / "splits" / "gsm8k" / "extract.jsonl"
     extract.write_text(extract.read_text().splitlines()[0] + "\n")
     asked = recipe(source=source.name, task=task, method=method)
-    pkt("run", asked, "--out", tmp_path / "out").refuses("in 1 texts", "expected 16 in two texts at least")
+    pkt("run", asked, "--out", tmp_path / "out").refuses("in 1 of them", "expected 16 positions in two texts at least")
     assert not (tmp_path / "out").exists()
     assert pkt("run", asked, "--out", tmp_path / "out", "--set", "method.layer_map=depth").code == 0
 
