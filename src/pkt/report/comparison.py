@@ -103,17 +103,17 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     ):  # fmt: skip
         held = [row for row in asked if row["verdict"] == kind]
         if held or (kind == "transfer" and asked):
-            said.append(f"{_number(held)} {_are(held)} {what}{_names(held)}")
+            said.append(f"{_number(held)} {_are(held)} {what}{_names(held, 6 if kind == 'transfer' else 3)}")
     harmful = [row for row in asked if row["harm"]]
     if harmful:
-        said.append(f"{len(harmful)} {'does' if len(harmful) == 1 else 'do'} harm{_names(harmful)}")
+        said.append(f"{len(harmful)} {'does' if len(harmful) == 1 else 'do'} harm{_names(harmful, 6)}")
     if silent:
         what = (
             "has no certificate with control arms and says"
             if len(silent) == 1
             else "have no certificate with control arms and say"
         )
-        said.append(f"{_number(silent)} {what} nothing of where a score came from{_names(silent)}")
+        said.append(f"{_number(silent)} {what} nothing of where a score came from{_names(silent, 3)}")
     early = sum(bool(row["preliminary"]) for row in asked)
     verdicts = f" {early} of {len(asked)} verdicts {'is' if early == 1 else 'are'} preliminary." if early else ""
     return f"Of {len(runs)} run{'s' * (len(runs) != 1)}, {'; '.join(said)}.{verdicts}"
@@ -127,7 +127,7 @@ def _are(rows: Sequence[Row]) -> str:
     return "are" if len(rows) > 1 else "is"
 
 
-def _names(rows: Sequence[Row], most: int = 6) -> str:
+def _names(rows: Sequence[Row], most: int) -> str:
     shown = ", ".join(row["run"] for row in rows[:most])
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return f" ({shown}{more})" if rows else ""

@@ -24,7 +24,7 @@ def gains(rows: Sequence[Row]) -> Figure | None:
     order = {kind: i for i, kind in enumerate(VERDICTS)}
     held = sorted(held, key=lambda row: (order[row["verdict"]], -row["gain"]["mean"]))
     drawn = [
-        Dot(row["run"], *(row["gain"][key] for key in ("mean", "low", "high")), group=VERDICTS[row["verdict"]][0])
+        Dot(row["run"], row["gain"]["mean"], row["gain"]["low"], row["gain"]["high"], VERDICTS[row["verdict"]][0])
         for row in held
     ]
     name = re.sub(r"[^\w.-]+", "-", "-".join(["gains", *(rows[0][key] for key in SETTING)]))

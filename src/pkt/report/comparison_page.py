@@ -26,10 +26,8 @@ def page(comparison: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str
             "rows": rows,
             "tiers": words.tiers(rows),
             "decides": rows[0]["tier"],
-            "pictures": [
-                *filter(None, [gains(rows)]),
-                *(p.figure for p in pictures if p.setting == words.setting(rows)),
-            ],
+            "gains": gains(rows),
+            "frontiers": [p.figure for p in pictures if p.setting == words.setting(rows)],
         }
         for rows in words.groups(comparison)
     ]

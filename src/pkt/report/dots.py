@@ -46,7 +46,8 @@ def dots(rows: Sequence[Dot], *, xlabel: str, references: Mapping[str, float], n
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     low, high = _limits(rows, list(references.values()))
-    places = decimals(max(abs(low), abs(high))) + 1
+    extent = max(abs(low), abs(high))
+    places = decimals(extent) + (extent > 0.1)
     named = {f"{_short(what)} ({plain(value, places)})": value for what, value in references.items()}
     across = max(1, int((WIDTH - 20) / (CHARACTER * max(map(len, named), default=1) + 56)))
     with drawing():

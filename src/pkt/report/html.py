@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def templates() -> Environment:
         "p_value": p_value,
         "interval": lambda row: interval(row["low"], row["high"]),
     }
+    env.tests["numeral"] = lambda cell: re.match(r"[<\[]?\s?[+−-]?\.?\d|–$|None$", str(cell)) is not None
     return env
 
 

@@ -70,8 +70,9 @@ def _scores(summary: Mapping[str, Any]) -> Figure:
 
 def _layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> Figure:
     tops = "; ".join(
-        f"{plots.KINDS.get(kind, kind)}, source layer {_top(part['source_scores'])} and target layer {_top(part['target_scores'])}"
-        for kind, part in layers.items()
+        f"{plots.KINDS.get(kind, kind)}, source layer {_top(layers[kind]['source_scores'])} and target layer "
+        f"{_top(layers[kind]['target_scores'])}"
+        for kind in plots.kinds_of(layers)
     )
     return Figure(
         "layer-scores",
