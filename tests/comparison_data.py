@@ -35,7 +35,8 @@ def row(run: str = "nano_tuned", **changes: Any) -> dict[str, Any]:
         "scores": {tier: level(0.98 if tier == "known" else 0.1) for tier in TIERS},
         "target_scores": {tier: level(0.073) for tier in TIERS}, "source_scores": {tier: level(1.0) for tier in TIERS},
         "chance": dict.fromkeys(TIERS, 0.1), "verdict": "no_effect", "preliminary": False, "harm": False, "harm_flag": "no harm",
-        "asked": True, "gain": {"arm": "self_source", "mean": -0.004, "low": -0.02, "high": 0.012}, "level": 0.95, "costs": costs,
+        "asked": True, "gain": {"arm": "self_source", "mean": -0.004, "low": -0.02, "high": 0.012}, "level": 0.95,
+        "margin": 0.093, "costs": costs, "files": {"scores": "arms/real_source/seed-{0,1,2}.jsonl", "verdict and gain": "certificate.json"},
     }  # fmt: skip
     return found | {**changes, "costs": costs | changes.get("costs", {})}
 

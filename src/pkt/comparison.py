@@ -71,7 +71,11 @@ class Entry:
     gain: dict[str, Any] | None = None
     """Source-attributable: `arm`, `mean`, `low`, `high`, at `level`."""
     level: float | None = None
+    margin: float | None = None
+    """Below which a gain is too small to matter."""
     costs: Costs = Costs()
+    files: dict[str, str] = field(default_factory=dict)
+    """In the folder: what the scores, the levels of target and source, the verdict and the costs were read from."""
 
 
 class _Name(TypedDict):
@@ -151,7 +155,12 @@ def entry(folder: Path) -> Entry:
     elif seeds:
         found = _of_arms(found, folder, seeds)
     elif (records := Stages(folder).records()) or (folder / "arms").is_dir():
-        found = replace(found, costs=_stage_costs(records), state="unfinished: nothing is scored yet")
+        found = replace(
+            found,
+            costs=_stage_costs(records),
+            state="unfinished: nothing is scored yet",
+            files={"costs": "stages.json"},
+        )
     else:
         raise DataError(f"{folder}: holds a recipe and no results; finish it with `pkt run` or `pkt certify`")
     if certificate is None and (folder / "arms").is_dir():
@@ -180,8 +189,9 @@ def _certified(found: Entry, folder: Path, certificate: Certificate) -> Entry:
             )
     sources = [arm for arm in certificate["arms"] if arm["kind"] == "source"]
     left_out = any(arm["reason"] == "left out by certificate.arms" for arm in sources)
+    found = _of_arms(found, folder, certificate["seeds"])
     return replace(
-        _of_arms(found, folder, certificate["seeds"]),
+        found,
         state="certified",
         tier=certificate["items"]["tier"],
         verdict=certificate["verdict"],
@@ -191,6 +201,8 @@ def _certified(found: Entry, folder: Path, certificate: Certificate) -> Entry:
         asked=not left_out or any(row["kind"] == "source" for row in certificate["comparisons"]),
         gain=dict(certificate["gain"]) if certificate["gain"] else None,
         level=certificate["level"],
+        margin=certificate["margin"],
+        files={**found.files, "verdict and gain": "certificate.json"},
     )
 
 
@@ -212,12 +224,19 @@ def _of_arms(found: Entry, folder: Path, seeds: Sequence[int]) -> Entry:
         seconds += sum(record["seconds"] for record in shared.values())
     memory = [r["peak_memory_gib"] for r in (*records, *shared.values())]
     said = records[0]
+    numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{{{','.join(map(str, seeds))}}}"
+    made = f"arms/{REAL}/seed-{numbers}.json"
     return replace(
         found,
         scores=levels([path.with_suffix(".jsonl") for path in paths], found.task),
         target_scores=scores["target"],
         source_scores=scores["source"],
         costs=Costs(said.get("labels"), said.get("trained_parameters"), said.get("steps"), flop, seconds, max(memory)),
+        files={
+            "scores": f"{made}l",
+            "target and source": ", ".join(f"arms/{role}/model.jsonl" for role in models if scores[role]) or "–",
+            "costs": f"{made}, stages.json",
+        },
     )
 
 
@@ -237,6 +256,7 @@ def _scored(found: Entry, folder: Path) -> Entry:
             _stage_costs({cost["stage"]: cost for cost in summary.get("costs", [])}),
             **{key: summary.get(key) for key in ("labels", "trained_parameters", "steps", "flop")},
         ),
+        files=dict.fromkeys(("scores", "target and source", "costs"), "summary.json"),
     )
 
 

@@ -10,10 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import analysis_data
 import comparison_data
 import pytest
 import report_data
 
+from pkt.report import analysis_page
 from pkt.report.comparison_page import page
 from pkt.report.frontier import pictures
 from pkt.report.html import render
@@ -29,6 +31,10 @@ PROBE = """<!doctype html><title>probe</title><iframe style="width:{width}px;hei
 const frame = document.querySelector("iframe");
 frame.onload = () => {{
   const root = frame.contentDocument.documentElement, view = frame.contentWindow;
+  const rules = [...frame.contentDocument.styleSheets].flatMap((sheet) => [...sheet.cssRules]);
+  if ({print}) for (const rule of rules) if (rule.media?.mediaText === "print") rule.media.mediaText = "all";
+  const tall = (e) => e.getBoundingClientRect().height;
+  const folded = [...root.querySelectorAll("details")].filter((e) => tall(e) < tall(e.querySelector("summary")) + 10);
   for (const part of root.querySelectorAll("details")) part.open = true;
   const outside = [...root.querySelectorAll("body *")].filter(
     (e) => !e.closest(".box") && e.getBoundingClientRect().right > view.innerWidth + 0.5);
@@ -36,7 +42,13 @@ frame.onload = () => {{
     width: view.innerWidth, scroll: root.scrollWidth, outside: outside.map((e) => e.tagName),
     requests: view.performance.getEntriesByType("resource").map((e) => e.name),
     figures: [...root.querySelectorAll("figure svg")].map((e) => Math.round(e.getBoundingClientRect().width)),
+    pictures: root.querySelectorAll("figure").length,
     ink: view.getComputedStyle(root.querySelector("svg text")).fill,
+    paper: view.getComputedStyle(root.querySelector("body")).backgroundColor,
+    details: root.querySelectorAll("details").length, folded: folded.length,
+    small: [...root.querySelectorAll("svg text")].filter((e) => e.getBoundingClientRect().height < 9).map((e) => e.textContent),
+    captions: [...root.querySelectorAll("figcaption")].map((e) => [...e.querySelectorAll("b")].map((b) => b.textContent).join(" ")),
+    summary: root.querySelector("header .summary, header .outcome")?.textContent ?? "",
   }});
 }};
 </script>"""
@@ -44,10 +56,17 @@ frame.onload = () => {{
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 
-def open_in_browser(folder: Path, page: str, width: int = 400, *flags: str) -> tuple[dict[str, Any], list[str]]:
-    """What the page measures in a frame of that width, and the lines of the console."""
+def open_in_browser(
+    folder: Path, page: str, width: int = 400, *flags: str, as_printed: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """What the page measures in a frame of that width, and the lines of the console.
+
+    Args:
+        as_printed: with the style that it has on paper.
+    """
     path = folder / "probe.html"
-    path.write_text(PROBE.format(width=width, page=html.escape(page)), encoding="utf-8")
+    probe = PROBE.format(width=width, page=html.escape(page), print=json.dumps(as_printed))
+    path.write_text(probe, encoding="utf-8")
     done = subprocess.run(
         [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
@@ -143,6 +162,73 @@ def test_comparison_is_silent_asks_for_nothing_and_fits(tmp_path: Path, width: i
     assert found["requests"] == []
     assert found["scroll"] <= width
     assert found["outside"] == []
-    assert len(found["figures"]) == 2
+    assert len(found["figures"]) == 3
     assert min(found["figures"]) > 300
     assert found["ink"] == {"1": "rgb(26, 32, 39)", "0": "rgb(228, 232, 237)"}[scheme]
+
+
+def run_page(folder: Path) -> str:
+    return render(report_data.write(folder, report_data.nano()))
+
+
+def certificate_page(folder: Path) -> str:
+    return render(report_data.certify(report_data.write(folder, report_data.nano()), report_data.certificate()))
+
+
+def comparison_page(folder: Path) -> str:
+    content = comparison_data.frontier()
+    return page(content, pictures(content))
+
+
+def analysis(folder: Path) -> str:
+    return analysis_page.page(analysis_data.found())
+
+
+PAGES = {
+    "run": run_page,
+    "certificate": certificate_page,
+    "comparison": comparison_page,
+    "analysis": analysis,
+}
+"""Every kind of page that we write: folder -> text. A new kind of page is a line here."""
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis_page.PICTURES, "get", lambda name: analysis_data.figures)
+        return {name: make(tmp_path_factory.mktemp(name)) for name, make in PAGES.items()}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_on_a_phone_in_the_light(tmp_path: Path, texts: dict[str, str], name: str) -> None:
+    bare = POLICY.sub("", texts[name])
+    assert bare != texts[name]
+    found, console = open_in_browser(tmp_path, bare, 360, "--blink-settings=preferredColorScheme=1")
+    assert console == []
+    assert found["requests"] == []
+    assert (found["width"], found["outside"]) == (360, [])
+    assert found["scroll"] <= 360
+    assert found["details"] == found["folded"] > 0
+    assert found["small"] == []
+    assert found["captions"] == ["Shown: How to read it: By chance:"] * found["pictures"]
+    assert len(found["summary"]) > 40
+    assert (found["ink"], found["paper"]) == ("rgb(26, 32, 39)", "rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_in_the_dark_with_its_policy(tmp_path: Path, texts: dict[str, str], name: str) -> None:
+    found, console = open_in_browser(tmp_path, texts[name], 1000, "--blink-settings=preferredColorScheme=0")
+    assert console == []
+    assert found["outside"] == []
+    assert (found["ink"], found["paper"]) == ("rgb(228, 232, 237)", "rgb(20, 24, 29)")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_on_paper_is_light_and_has_nothing_folded(tmp_path: Path, texts: dict[str, str], name: str) -> None:
+    dark = "--blink-settings=preferredColorScheme=0"
+    found, console = open_in_browser(tmp_path, POLICY.sub("", texts[name]), 1032, dark, as_printed=True)
+    assert console == []
+    assert (found["ink"], found["paper"]) == ("rgb(0, 0, 0)", "rgb(255, 255, 255)")
+    assert found["details"] > found["folded"] == 0
+    assert found["scroll"] <= 1032

@@ -249,6 +249,30 @@ def test_summary_that_is_no_object(tmp_path: Path, text: str) -> None:
         render(tmp_path)
 
 
+def test_the_top_says_what_happened_and_that_there_is_no_verdict(page: str) -> None:
+    header = report_data.words(page.split("<header>")[1].split("</header>")[0])
+    at = [header.index(part) for part in ("On units that no split contains", "Verdict: none", "Method laten changed")]
+    assert at == sorted(at)
+    assert "On tier new chance is 0.100 and the source scores 1.000." in header
+    assert header.count("the score went from") == 1
+
+
+def test_every_picture_says_what_is_shown_how_to_read_it_and_what_chance_would_give(page: str) -> None:
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    assert len(captions) == page.count("<svg") == 5
+    for caption in captions:
+        assert re.findall(r"<b>(.*?)</b>", caption) == ["Shown:", "How to read it:", "By chance:"]
+        assert "from summary.json" in caption
+
+
+def test_captions_say_what_is_seen_here(page: str) -> None:
+    text = report_data.words(page)
+    assert "Here the result is visibly up on aligned; down on known." in text
+    assert re.search(r"Here the highest are: FFN, source layer \d and target layer \d; attention, source layer", text)
+    assert re.search(r"here [\d.]+ at step 1, [\d.]+ at step 60", text)
+    assert re.search(r"Here it is largest in \w+ of layer \d: [\d.]+ %", text.replace("\u00a0", " "))
+
+
 def test_missing_summary(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; finish the run first with `pkt run"):
         write(tmp_path)

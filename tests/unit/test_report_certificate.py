@@ -168,6 +168,28 @@ def test_a_certificate_of_another_run_is_told(folder: Path, found: dict[str, Any
     )
 
 
+def test_the_top_names_the_verdict_with_its_reason_and_harm(folder: Path, found: dict[str, Any]) -> None:
+    def top() -> str:
+        return words(page_of(folder, found).split("<header>")[1].split("<section")[0])
+
+    assert f"Tuning, not transfer: {found['reason']} from certificate.json" in top()
+    found.update(verdict="no_effect", preliminary=True, harm=True)
+    assert f"No effect (preliminary): {found['reason']} It did harm." in top()
+
+
+def test_captions_say_what_is_seen_here(folder: Path, found: dict[str, Any]) -> None:
+    text = words(page_of(folder, found))
+    assert "Here it is better than target." in text
+    assert "Here none was harmed." in text
+    for row in found["guards"]:
+        row["harmed"] = True
+    for row in found["comparisons"]:
+        row["low"] = -0.1
+    text = words(page_of(folder, found))
+    assert "Here it is better than none of them." in text
+    assert "Here known, perplexity were harmed." in text
+
+
 def test_a_folder_that_holds_only_a_certificate(folder: Path, found: dict[str, Any]) -> None:
     page = page_of(folder, found)
     headings = re.findall(r"<h2>(.*?)</h2>", page)

@@ -13,7 +13,8 @@ from comparison_data import level, row
 from rich.console import Console
 
 from pkt.errors import DataError
-from pkt.report.comparison import as_csv, cost, large, terminal, verdict
+from pkt.report.comparison import as_csv, cost, large, sentence, terminal, verdict
+from pkt.report.comparison_figures import gains
 from pkt.report.comparison_page import page, write
 from pkt.report.frontier import Point, pictures, undominated
 from pkt.report.frontier_plot import Scale, apart, round_numbers
@@ -108,30 +109,34 @@ def test_pictures_say_what_is_not_dominated():
     by_flop, by_labels = pictures(comparison(*rows))
     assert by_flop.undominated == ["cheap", "good"]
     assert by_labels.undominated == ["unknown"]
-    assert "are these runs: cheap (1.00e9 FLOP, 0.050 ± 0.022), good (1.00e10 FLOP, 0.300 ± 0.046)." in by_flop.caption
-    assert "is this run: unknown (16 labels, 0.900 ± 0.030)." in by_labels.caption
-    assert "of these cheap scored no better" in by_flop.caption
-    assert "2 of 3 runs score above the target as it was (0.073)" in by_flop.caption
-    assert "Not shown, for want of a score on tier new or a count of FLOP: 1 run." in by_flop.caption
-    assert "The best constant guess scores 0.100." in by_flop.caption
+    said = by_flop.figure.read
+    assert "are these runs: cheap (1.00e9 FLOP, 0.050 ± 0.022), good (1.00e10 FLOP, 0.300 ± 0.046)." in said
+    assert "is this run: unknown (16 labels, 0.900 ± 0.030)." in by_labels.figure.read
+    assert "of these cheap scored no better" in said
+    assert "2 of 3 runs score above the target as it was (0.073)" in said
+    assert "Not shown, for want of a score on tier new or a count of FLOP: 1 run." in by_flop.figure.shown
+    assert by_flop.figure.chance.startswith("The best constant guess scores 0.100.")
+    assert by_flop.figure.origin == "comparison.json"
 
 
 def test_a_tier_can_be_chosen_and_one_that_nobody_has_is_refused():
     found = pictures(comparison_data.frontier(), "skill")
-    assert [p.title for p in found] == ["Score on tier skill against FLOP", "Score on tier skill against labels"]
+    assert [p.figure.title for p in found] == ["Score on tier skill against FLOP", "Score on tier skill against labels"]
     with pytest.raises(DataError, match="--tier 'nwe': no run has such a tier; there are known, located"):
         pictures(comparison_data.frontier(), "nwe")
 
 
 def test_runs_that_were_scored_on_other_items_are_said_to_be():
     other = row("b", target_scores={"new": level(0.1)})
-    assert "scored on different items" in pictures(comparison(row("a"), other))[0].caption
-    assert "different items" not in pictures(comparison(row("a"), row("b")))[0].caption
+    assert "scored on different items" in pictures(comparison(row("a"), other))[0].figure.shown
+    assert "different items" not in pictures(comparison(row("a"), row("b")))[0].figure.shown
 
 
 def test_a_group_without_costs_has_no_pictures():
     assert pictures(comparison(row(costs={"flop": None, "labels": None}))) == []
-    assert [p.title for p in pictures(comparison(row(costs={"flop": None})))] == ["Score on tier new against labels"]
+    assert [p.figure.title for p in pictures(comparison(row(costs={"flop": None})))] == [
+        "Score on tier new against labels"
+    ]
 
 
 def test_zero_stands_left_of_everything_on_a_logarithmic_axis():
@@ -166,7 +171,7 @@ def test_the_page_holds_every_run_number_and_picture(tmp_path):
     words = report_data.words(text)
     assert all(one["run"] in words for one in content["runs"])
     assert "Not dominated" in words
-    assert text.count("<figure>") == 2
+    assert text.count("<figure ") == 3
     assert text == page(content, pictures(content))
     for name in names:
         svg = (tmp_path / name).read_text()
@@ -175,13 +180,13 @@ def test_the_page_holds_every_run_number_and_picture(tmp_path):
 
 
 def test_the_page_escapes_names():
-    assert "<b>" not in page(comparison(row("<b>bold</b>")))
+    assert "<i>" not in page(comparison(row("<i>slanted</i>", folder="<i>", files={"<i>": "<i>"})))
 
 
 @pytest.mark.parametrize(("mark", "marker"), [("transfer", True), ("none", False)])
 def test_marks_that_do_not_occur_are_not_explained_in_the_picture(mark, marker):
     one = row(verdict="transfer" if marker else None, asked=marker)
-    svg = pictures(comparison(one))[0].svg
+    svg = pictures(comparison(one))[0].figure.svg
     assert (">transfer<" in svg) is marker
     assert (">no certificate<" in svg) is not marker
     assert ">harm<" not in svg
@@ -199,3 +204,69 @@ def test_runs_scored_on_other_items_are_said_not_to_compare():
     assert says.replace("'", "&#39;") in page(mixed)
     assert not any(says in str(line) for line in terminal(same, 200))
     assert any(says in str(line) for line in terminal(mixed, 200))
+
+
+def test_the_sentence_on_top_names_transfer_tuning_harm_and_runs_that_say_nothing():
+    rows = [
+        row("a", verdict="transfer"),
+        row("b", verdict="tuning", harm=True, preliminary=True),
+        row("c", verdict="tuning"),
+        row("d", verdict=None, asked=False, state="run", gain=None),
+        row("e", verdict="tuning", asked=False, harm=True, gain=None),
+    ]
+    said = "Of 5 runs, 1 is certified transfer (a); 2 are tuning (b, c); 1 does harm (b); 2 have no certificate with control arms and say "
+    said += "nothing of where a score came from (d, e). 1 of 3 verdicts is preliminary."
+    assert sentence(comparison(*rows)) == said
+    assert said in report_data.words(page(comparison(*rows)))
+    assert sentence(comparison(row("x"))) == "Of 1 run, none is certified transfer; 1 is without effect (x)."
+    assert sentence(comparison(*rows[3:4])) == (
+        "Of 1 run, 1 has no certificate with control arms and says nothing of where a score came from (d)."
+    )
+    many = sentence(comparison(*(row(f"r{i}", verdict="undecided") for i in range(9))))
+    assert many == "Of 9 runs, none is certified transfer; 9 are undecided (r0, r1, r2 and 6 more)."
+
+
+def test_gains_stand_under_their_verdicts_beside_zero_and_the_margin():
+    def gain(mean):
+        return {"arm": "no_source", "mean": mean, "low": mean - 0.05, "high": mean + 0.05}
+
+    rows = [
+        row("flat", gain=gain(0.01)),
+        row("lost", verdict="tuning", gain=gain(-0.2)),
+        row("won", verdict="transfer", gain=gain(0.3)),
+        row("better", verdict="transfer", gain=gain(0.4)),
+        row("unknown", verdict=None, gain=None),
+    ]
+    found = gains(rows)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", found.svg)
+    assert [t for t in texts if t in {"flat", "lost", "won", "better"}] == ["better", "won", "lost", "flat"]
+    assert {"transfer", "tuning, not transfer", "no effect", "no gain (0.000)", "margin (0.093)"} <= set(texts)
+    assert "0.300 [0.250, 0.350]" in texts
+    assert "Here 2 of 4 are wholly right of zero (better, won), 1 wholly left of it (lost)." in found.read
+    assert "Not shown, for want of such a gain: 1 run." in found.read
+    assert "about 0.2 of these 4" in found.chance
+    assert found.rows[0] == [
+        "better",
+        "transfer",
+        "no_source",
+        "+0.400",
+        "[+0.350, +0.450]",
+        "0.093",
+        "runs/better/certificate.json",
+    ]
+    rows[0]["margin"] = 0.2
+    assert {"smallest margin (0.093)", "largest margin (0.200)"} <= set(re.findall(r">([^<]*)</text>", gains(rows).svg))
+    assert gains(rows).svg == gains([*rows[1:], rows[0]]).svg
+    assert gains(rows[-1:]) is None
+
+
+def test_every_number_of_the_page_has_its_file():
+    text = page(comparison(row("a"), row("b", files={"scores": "summary.json"})))
+    words = report_data.words(text)
+    assert "scores: arms/real_source/seed-{0,1,2}.jsonl" in words
+    assert "verdict and gain: certificate.json" in words
+    assert "scores: summary.json" in words
+    for part in text.split("<table>")[:-1]:
+        assert 'class="origin"' in part.split("</table>")[-1]
+    for part in re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL):
+        assert [said in part for said in ("Shown:", "How to read it:", "By chance:", 'class="origin"')] == [True] * 4

@@ -192,6 +192,11 @@ def test_one_dot_without_width(value: float) -> None:
     assert "nan" not in svg
 
 
+def test_a_scale_that_ends_at_one_keeps_three_decimals() -> None:
+    svg = dots([Dot("a", 0.0526, 0.0, 1.0)], xlabel="x", references={"chance": 0.0263}, name="d", label="one")
+    assert {"0.053 [0.000, 1.000]", "chance (0.026)"} <= set(texts(svg))
+
+
 def test_many_dots_stay_inside() -> None:
     rows = [Dot(str(i), i / 100, i / 100 - 0.1, i / 100 + 0.1, f"group {i % 9}") for i in range(100)]
     assert inside(dots(rows, xlabel="x", references={"chance": -2.0}, name="d", label="many"))

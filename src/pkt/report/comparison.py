@@ -92,6 +92,47 @@ def large(value: float) -> str:
     return f"{value:.2e}".replace("e+0", "e").replace("e+", "e") if value else "0"
 
 
+def sentence(comparison: Mapping[str, Any]) -> str:
+    """What the runs are: transfer, tuning, harm, or without a certificate that could say."""
+    runs = comparison["runs"]
+    asked = [row for row in runs if row["asked"] and row["verdict"] is not None]
+    silent = [row for row in runs if row not in asked]
+    said = []
+    for kind, what in (
+        ("transfer", "certified transfer"), ("tuning", "tuning"), ("no_effect", "without effect"), ("undecided", "undecided"),
+    ):  # fmt: skip
+        held = [row for row in asked if row["verdict"] == kind]
+        if held or (kind == "transfer" and asked):
+            said.append(f"{_number(held)} {_are(held)} {what}{_names(held, 6 if kind == 'transfer' else 3)}")
+    harmful = [row for row in asked if row["harm"]]
+    if harmful:
+        said.append(f"{len(harmful)} {'does' if len(harmful) == 1 else 'do'} harm{_names(harmful, 6)}")
+    if silent:
+        what = (
+            "has no certificate with control arms and says"
+            if len(silent) == 1
+            else "have no certificate with control arms and say"
+        )
+        said.append(f"{_number(silent)} {what} nothing of where a score came from{_names(silent, 3)}")
+    early = sum(bool(row["preliminary"]) for row in asked)
+    verdicts = f" {early} of {len(asked)} verdicts {'is' if early == 1 else 'are'} preliminary." if early else ""
+    return f"Of {len(runs)} run{'s' * (len(runs) != 1)}, {'; '.join(said)}.{verdicts}"
+
+
+def _number(rows: Sequence[Row]) -> str:
+    return str(len(rows) or "none")
+
+
+def _are(rows: Sequence[Row]) -> str:
+    return "are" if len(rows) > 1 else "is"
+
+
+def _names(rows: Sequence[Row], most: int) -> str:
+    shown = ", ".join(row["run"] for row in rows[:most])
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return f" ({shown}{more})" if rows else ""
+
+
 def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
     """Lines and tables for a terminal of so many columns: per group its scores, in two tables where one is too wide; then its costs."""
     from rich.console import Console
@@ -192,7 +233,7 @@ def _plain(row: Row, names: Sequence[str]) -> dict[str, Any]:
         found |= _numbers(role, row[f"{role}_scores"].get(row["tier"]))
     gain_ = row["gain"] or {}
     found |= {"gain": gain_.get("mean"), **{f"gain_{key}": gain_.get(key) for key in ("low", "high", "arm")}}
-    return found | {key: row[key] for key in ("level", "verdict", "preliminary", "harm")} | row["costs"]
+    return found | {key: row[key] for key in ("level", "margin", "verdict", "preliminary", "harm")} | row["costs"]
 
 
 def _numbers(name: str, found: Mapping[str, Any] | None) -> dict[str, Any]:

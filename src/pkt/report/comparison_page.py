@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from pkt.files import write_json, write_text
 from pkt.report import comparison as words
+from pkt.report.comparison_figures import gains
 from pkt.report.frontier import Picture, pictures
 from pkt.report.html import templates
 
@@ -27,13 +26,13 @@ def page(comparison: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str
             "rows": rows,
             "tiers": words.tiers(rows),
             "decides": rows[0]["tier"],
-            "pictures": [p for p in pictures if p.setting == words.setting(rows)],
+            "gains": gains(rows),
+            "frontiers": [p.figure for p in pictures if p.setting == words.setting(rows)],
         }
         for rows in words.groups(comparison)
     ]
-    figures = {picture.name: Markup(picture.svg) for picture in pictures}
     template = templates().get_template("comparison.html.j2")
-    return template.render(groups=found, runs=comparison["runs"], figures=figures, words=words)
+    return template.render(groups=found, runs=comparison["runs"], sentence=words.sentence(comparison), words=words)
 
 
 def write(
@@ -45,10 +44,11 @@ def write(
     Raises: DataError when no run has the tier.
     """
     drawn = pictures(comparison, tier) if frontier else []
-    texts = {f"{picture.name}.svg": picture.svg for picture in drawn}
+    texts = {f"{picture.figure.name}.svg": picture.figure.svg for picture in drawn}
     texts |= {"comparison.csv": words.as_csv(comparison), "comparison.html": page(comparison, drawn)}
     said = [
-        {"setting": p.setting, "title": p.title, "file": f"{p.name}.svg", "undominated": p.undominated} for p in drawn
+        {"setting": p.setting, "title": p.figure.title, "file": f"{p.figure.name}.svg", "undominated": p.undominated}
+        for p in drawn
     ]
     write_json(folder / "comparison.json", {**comparison, **({"frontiers": said} if frontier else {})})
     for name, text in texts.items():

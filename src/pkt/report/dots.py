@@ -46,7 +46,8 @@ def dots(rows: Sequence[Dot], *, xlabel: str, references: Mapping[str, float], n
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     low, high = _limits(rows, list(references.values()))
-    places = decimals(max(abs(low), abs(high))) + 1
+    extent = max(map(abs, _held(rows, list(references.values()))))
+    places = decimals(extent) + (extent > 0.1)
     named = {f"{_short(what)} ({plain(value, places)})": value for what, value in references.items()}
     across = max(1, int((WIDTH - 20) / (CHARACTER * max(map(len, named), default=1) + 56)))
     with drawing():
@@ -85,10 +86,15 @@ def _rows(ax: Axes, rows: Sequence[Dot], colour: str, places: int) -> None:
 
 def _limits(rows: Sequence[Dot], references: Sequence[float]) -> tuple[float, float]:
     """Room for every dot, interval and reference."""
-    held = [value for row in rows for value in (row.value, row.low, row.high) if value is not None]
-    low, high = min([*held, *references]), max([*held, *references])
+    held = _held(rows, references)
+    low, high = min(held), max(held)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
     return low - room, high + room
+
+
+def _held(rows: Sequence[Dot], references: Sequence[float]) -> list[float]:
+    """Every number that is drawn."""
+    return [*(v for row in rows for v in (row.value, row.low, row.high) if v is not None), *references]
 
 
 def _short(name: str) -> str:

@@ -9,10 +9,15 @@ from typing import Any
 
 from pkt.errors import DataError
 from pkt.report.comparison import Row, groups, large, setting
+from pkt.report.figures import Figure
 from pkt.report.frontier_plot import draw
 from pkt.report.numbers import plus_minus
 
 COSTS = {"flop": "FLOP", "labels": "labels"}
+CHANCE = (
+    "A run that changed nothing lies on the dashed line. Two runs of the same true score may differ by one and a half bars in up to one "
+    "of three pairs, by chance alone; the more runs are shown, the more differ so."
+)
 MARKS = "filled: transfer; ring: tuning; diamond: no effect or undecided; cross: harm; small: no certificate with control arms"
 
 
@@ -34,12 +39,8 @@ class Point:
 class Picture:
     """One figure with its words."""
 
-    name: str
-    """Unique, fit for a file name."""
+    figure: Figure
     setting: str
-    title: str
-    svg: str
-    caption: str
     undominated: list[str]
     """Runs that no other beats at no more cost."""
 
@@ -76,10 +77,17 @@ def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
     best = undominated(points)
     title = f"Score on tier {tier} against {COSTS[cost]}"
     svg = draw(points, lines, chance, COSTS[cost], name, f"{title}: {setting(rows)}")
-    caption = _caption(points, best, lines["target"], chance, tier, cost, len(rows) - len(points))
-    if len(known["target"]) > 1:
-        caption += " The runs were scored on different items, so their scores do not compare; the lines are those of the first."
-    return Picture(name, setting(rows), title, svg, caption, [point.run for point in best])
+    missing = len(rows) - len(points)
+    figure = Figure(
+        name,
+        title,
+        svg,
+        shown=_shown(tier, cost, missing, mixed=len(known["target"]) > 1),
+        read=_read(points, best, lines["target"], cost),
+        chance=(f"The best constant guess scores {chance:.3f}. " if chance is not None else "") + CHANCE,
+        origin="comparison.json",
+    )
+    return Picture(figure, setting(rows), [point.run for point in best])
 
 
 def _point(row: Row, tier: str, cost: str) -> Point | None:
@@ -108,38 +116,33 @@ def undominated(points: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda p: (p.cost, p.run))
 
 
-def _caption(
-    points: Sequence[Point],
-    best: Sequence[Point],
-    target: float | None,
-    chance: float | None,
-    tier: str,
-    cost: str,
-    missing: int,
-) -> str:
-    """How to read it, what chance would give, and what it says."""
+def _shown(tier: str, cost: str, missing: int, *, mixed: bool) -> str:
     said = [
         f"Each point is one run, each line one recipe through its runs; up is better, left is cheaper, bars are one standard error. {MARKS.capitalize()}.",
         "The dashed line is the target as it was, the dotted one the source.",
-        f"The best constant guess scores {chance:.3f}." if chance is not None else "",
-        "A run that changed nothing lies on the dashed line. Two runs of the same true score may differ by one and a half bars in up to one "
-        "of three pairs, by chance alone; the more runs are shown, the more differ so.",
-        _says(best, cost),
     ]
-    if target is not None:
-        below = [p.run for p in best if p.score <= target]
+    if mixed:
         said.append(
-            f"The target itself costs nothing, and of these {', '.join(below)} scored no better." if below else ""
-        )
-        above = sum(p.score > target for p in points)
-        said.append(
-            f"{above} of {len(points)} runs {'scores' if above == 1 else 'score'} above the target as it was ({target:.3f})."
+            "The runs were scored on different items, so their scores do not compare; the lines are those of the first."
         )
     if missing:
         said.append(
             f"Not shown, for want of a score on tier {tier} or a count of {COSTS[cost]}: {missing} run{'s' * (missing != 1)}."
         )
-    return " ".join(sentence for sentence in said if sentence)
+    return " ".join(said)
+
+
+def _read(points: Sequence[Point], best: Sequence[Point], target: float | None, cost: str) -> str:
+    said = [_says(best, cost)]
+    if target is not None:
+        below = [p.run for p in best if p.score <= target]
+        if below:
+            said.append(f"The target itself costs nothing, and of these {', '.join(below)} scored no better.")
+        above = sum(p.score > target for p in points)
+        said.append(
+            f"{above} of {len(points)} runs {'scores' if above == 1 else 'score'} above the target as it was ({target:.3f})."
+        )
+    return " ".join(said)
 
 
 def _says(best: Sequence[Point], cost: str) -> str:

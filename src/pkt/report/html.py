@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pkt.files import write_text
-from pkt.report import certificate_plots, plots
+from pkt.report import certificate_figures, run_figures
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import RunFolder, read
-from pkt.report.numbers import finite, interval, p_value, percent, signed
+from pkt.report.numbers import interval, p_value, percent, signed
 from pkt.report.parts import KINDS, asked, part_rows, pass_rows
 from pkt.report.table import ARMS, TIERS, arm_names, score_rows
-from pkt.report.verdict import comparisons, level, stamp
-from pkt.report.words import delta_totals, effort, headline, paired_by, perplexity_change, shared_layers
-
-DEPENDENCE = ("source_cosine", "noise_norm_ratio")
+from pkt.report.verdict import comparisons, level, stamp, top_sentence
+from pkt.report.words import delta_totals, effort, headline, perplexity_change
 
 
 def write(folder: Path) -> Path:
@@ -60,6 +58,7 @@ def templates() -> Environment:
         "p_value": p_value,
         "interval": lambda row: interval(row["low"], row["high"]),
     }
+    env.tests["numeral"] = lambda cell: re.match(r"[<\[]?\s?[+−-]?\.?\d|–$|None$", str(cell)) is not None
     return env
 
 
@@ -69,18 +68,16 @@ def _or_dash(show: Any) -> Any:
 
 def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
     summary: Mapping[str, Any] = run.summary
-    rows = score_rows(summary)
+    rows, said = score_rows(summary), headline(summary, certificate)
     delta, layers = summary.get("delta", []), _layers(summary)
-    figures = _figures(summary, layers) | (_certificate_figures(certificate) if certificate else {})
+    figures = run_figures.figures(summary, layers) | (certificate_figures.figures(certificate) if certificate else {})
     return {
         "summary": summary,
-        "headline": headline(summary, certificate),
+        "sentence": top_sentence(certificate) if certificate else said.outcome or said.changed,
+        "headline": said,
         "models": [(role, summary[role]) for role in ("source", "target")],
         "warnings": summary.get("warnings"),
         "export": summary.get("export"),
-        "trained_for": plots.trained_for(summary.get("history", [])),
-        "side": "Left: m" if all("penalty" in step for step in summary.get("history", [])) else "M",
-        "has_penalty": all("penalty" in step for step in summary.get("history", [])),
         "rows": rows,
         "arms": arm_names(summary),
         "asked": asked(summary),
@@ -90,9 +87,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "perplexity": _perplexity(summary),
         "delta": delta,
         "totals": delta_totals(delta),
-        "shared": shared_layers(layers),
-        "paired_by": paired_by(layers),
-        "figures": {name: Markup(svg) for name, svg in figures.items()},
+        "figures": figures,
         "costs": summary.get("costs", []),
         "effort": effort(summary),
         "seconds": sum(cost["seconds"] for cost in summary.get("costs", [])),
@@ -104,53 +99,12 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
 
 
 def _certificate_words(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    curves = certificate_plots.curves(certificate)
     return {
         "stamp": stamp(certificate, summary),
         "level": level(certificate),
         "comparisons": comparisons(certificate),
-        "unscaled": [row["name"] for row in certificate["guards"] if not row["margin"]],
-        "curves": curves,
-        "diverged": [_diverged(arm) for arm in curves if any(point["loss"] is None for point in arm["curve"])],
-        "at_edge": [arm["arm"] for arm in curves if arm["at_edge"]],
         "arm_seconds": sum(arm["seconds"] or 0 for arm in certificate["arms"]),
     }
-
-
-def _diverged(arm: Mapping[str, Any]) -> str:
-    rates = ", ".join(f"{point['lr']:g}" for point in arm["curve"] if point["loss"] is None)
-    return f"{arm['arm']} at {rates}"
-
-
-def _figures(summary: Mapping[str, Any], layers: Mapping[str, Any]) -> dict[str, str]:
-    """The figures for which the run has numbers."""
-    found = {}
-    if summary.get("scores"):
-        found["scores"] = plots.scores(summary)
-    if layers:
-        found["layer_scores"] = plots.layer_scores(layers)
-        found["layer_maps"] = plots.layer_maps(layers)
-    if plots.trained_for(summary.get("history", [])):
-        found["losses"] = plots.losses(summary["history"])
-    if any(finite(step.get(key)) for step in summary.get("history", []) for key in DEPENDENCE):
-        found["source_dependence"] = plots.source_dependence(summary["history"])
-    if any(row.get("relative_rms") is not None for row in summary.get("delta", [])):
-        found["delta_sizes"] = plots.delta_sizes(summary["delta"])
-    return found
-
-
-def _certificate_figures(certificate: Mapping[str, Any]) -> dict[str, str]:
-    """The figures for which the certificate has numbers."""
-    found = {}
-    if certificate["comparisons"]:
-        found["forest"] = certificate_plots.forest(certificate)
-    if certificate_plots.scaled_guards(certificate):
-        found["guards"] = certificate_plots.guards(certificate)
-    if any(arm["score"] is not None for arm in certificate["arms"]):
-        found["arm_scores"] = certificate_plots.arm_scores(certificate)
-    if certificate_plots.curves(certificate):
-        found["learning_rates"] = certificate_plots.learning_rates(certificate)
-    return found
 
 
 def _layers(summary: Mapping[str, Any]) -> dict[str, Any]:

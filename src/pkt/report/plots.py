@@ -51,7 +51,7 @@ def scores(summary: Mapping[str, Any]) -> str:
 
 def layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> str:
     """Score of every layer of both models; chosen source layers are filled."""
-    kinds = _kinds(layers)
+    kinds = kinds_of(layers)
     with drawing():
         figure = new_figure(WIDTH, 250 * len(kinds))
         for ax, kind in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
@@ -77,7 +77,7 @@ def layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> str:
 
 def layer_maps(layers: Mapping[str, Mapping[str, Any]]) -> str:
     """Lines from source layers to target layers, for each kind; the y axis is relative depth."""
-    kinds = _kinds(layers)
+    kinds = kinds_of(layers)
     depth = max(_depth(part) for part in layers.values())
     with drawing():
         figure = new_figure(min(WIDTH, 340 * len(kinds)), 80 + max(160, min(depth, 48) * 15))
@@ -184,7 +184,8 @@ def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
     return heatmaps([panel], "delta-sizes", "Size of the change by layer and module")
 
 
-def _kinds(layers: Mapping[str, Any]) -> list[str]:
+def kinds_of(layers: Mapping[str, Any]) -> list[str]:
+    """In the order in which they are drawn."""
     return [*(kind for kind in KINDS if kind in layers), *(kind for kind in layers if kind not in KINDS)]
 
 

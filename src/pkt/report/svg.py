@@ -113,6 +113,6 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     width, height = (round(size * 72) for size in figure.get_size_inches())
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label)}" style="max-width: {width}px; min-width: {min(width, 640)}px; stroke-linejoin: round">'
+        f'aria-label="{escape(label)}" style="--wide: {width}px; max-width: {width}px; min-width: {min(width, 640)}px; stroke-linejoin: round">'
     )
     return head + re.sub(r"\s*\n\s*", "\n", svg[svg.index(">") + 1 :]).strip()

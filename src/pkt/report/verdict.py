@@ -82,6 +82,14 @@ def level(certificate: Mapping[str, Any]) -> str:
     return f"{100 * certificate['level']:.4g}\u00a0%"
 
 
+def top_sentence(certificate: Mapping[str, Any]) -> str:
+    """The verdict with its reason, and harm, for the top of a page."""
+    name = VERDICTS[certificate["verdict"]][0]
+    early = " (preliminary)" if certificate["preliminary"] else ""
+    harm = " It did harm." if certificate["harm"] else ""
+    return f"{name.capitalize()}{early}: {certificate['reason']}{harm}"
+
+
 def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """The words of the verdict box; an empty string where there is nothing to say."""
     name, meaning = VERDICTS[certificate["verdict"]]
@@ -98,9 +106,6 @@ def stamp(certificate: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[st
         "location": _location(certificate),
         "mismatch": _mismatch(certificate, summary),
         "basis": _basis(certificate),
-        "seeds": count(len(certificate["seeds"]), "seed"),
-        "units": count(certificate["items"]["num_units"], "unit"),
-        "miss": f"{100 * (1 - certificate['level']):.4g}\u00a0%",
     }
 
 

@@ -126,7 +126,8 @@ def _level(row: ScoreRow) -> str:
     said = [f"chance is {row.chance:.3f}"] if row.chance is not None else []
     if "source" in row.cells:
         said.append(f"the source scores {row.cells['source'].score:.3f}")
-    return f"There, {' and '.join(said)}." if said else ""
+    where = "On the whole test split" if row.tier == "all" else f"On tier {row.tier}"
+    return f"{where} {' and '.join(said)}." if said else ""
 
 
 def _elsewhere(scored: list[ScoreRow], main: ScoreRow) -> str:
