@@ -26,12 +26,16 @@ def with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"certificate": before.certificate})
 
 
-def execute(recipe: Recipe, folder: Path, machine: Machine | None = None) -> Run:
-    """All stages, then the summary, the model card and the report."""
+def execute(recipe: Recipe, folder: Path, machine: Machine | None = None, memo: Path | None = None) -> Run:
+    """All stages, then the summary, the model card and the report.
+
+    Args:
+        memo: where runs share what was computed on the models; None means the folder's own.
+    """
     from pkt.report.html import write
     from pkt.summary import write_summary
 
-    run = Run(with_certificate_of(folder, recipe), folder, machine)
+    run = Run(with_certificate_of(folder, recipe), folder, machine, memo)
     if not is_first():
         run.help_align()
         return run

@@ -210,6 +210,22 @@ class Task:
             )
         return self.first(_dealt(num, sizes))
 
+    def with_extract(self, num: int, names: Sequence[str]) -> Task:
+        """This task with the first `num` examples of the extract split, for a method that reads the splits `names`.
+
+        Raises:
+            DataError: there are fewer, or the method does not read that split.
+        """
+        if "extract" not in names:
+            raise DataError(
+                f"{self.name}: task.extract is {num}, but the method does not read the extract split; leave it out"
+            )
+        if num > (held := len(self.split("extract"))):
+            raise DataError(
+                f"{self.name}: task.extract is {num}, but the extract split holds {held} examples; lower it, or set it to null for all"
+            )
+        return self.first({"extract": num})
+
     def first(self, numbers: Mapping[str, int]) -> Task:
         """This task with the first examples alone of the splits that `numbers` names."""
 
