@@ -90,11 +90,12 @@ def show_analysis(page: Path) -> None:
 
 def show_sweep(sweep: dict[str, Any], folder: Path) -> None:
     """A sweep's table, what it says, and where things are."""
-    from pkt.report.sweep_page import terminal
+    from pkt.report.sweep_page import failures, terminal
 
-    out.print(terminal(sweep))
-    say("")
-    for sentence in sweep["sentences"]:
+    for shown in terminal(sweep):
+        out.print(shown)
+        say("")
+    for sentence in (*failures(sweep), *sweep["sentences"]):
         say(sentence)
     say("")
     for name in ("sweep.json", "sweep.csv", "costs.json"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row = Mapping[str, Any]
+FAILED = "failed: "
 COSTS = {
     "labels": "labels read",
     "trained_parameters": "trained parameters",
@@ -74,7 +75,7 @@ def cells(sweep: Row) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in sweep["points"]:
         if row["error"] is not None:
-            rows.append([row["point"], f"failed: {row['error']}", *[""] * (len(heads) - 2)])
+            rows.append([row["point"], f"{FAILED}{row['error']}", *[""] * (len(heads) - 2)])
             continue
         levels = {t: plus_minus(found["score"], found["standard_error"]) for t, found in row["scores"].items()}
         loss = row["valid_loss"]
@@ -98,18 +99,33 @@ def _costs(sweep: Row, costs: list[Row]) -> list[list[str]]:
     return found
 
 
-def terminal(sweep: Row) -> Table:
-    """The table for a terminal."""
+def terminal(sweep: Row) -> list[Table]:
+    """The tables for a terminal: what decides, then the other tiers."""
+    heads, rows = cells(sweep)
+    first = len(heads) - len(tiers(sweep)[1:])
+    found = [_table(heads[:first], [row[:first] for row in rows])]
+    if heads[first:]:
+        done = [row for row in rows if not row[1].startswith(FAILED)]
+        found.append(_table([heads[0], *heads[first:]], [[row[0], *row[first:]] for row in done]))
+    return found
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    heads, rows = cells(sweep)
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for i, head in enumerate(heads):
         shown.add_column(Text(head), justify="right" if i else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))
+        # a failure's message has its own line below the table, for it is too long for a column
+        shown.add_row(*(Text("failed" if cell.startswith(FAILED) else cell) for cell in row))
     return shown
+
+
+def failures(sweep: Row) -> list[str]:
+    """A line for every setting that failed."""
+    return [f"{row['point']} failed: {row['error']}" for row in sweep["points"] if row["error"] is not None]
 
 
 def plain(row: Row, sweep: Row) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pkt.config import Recipe, validate
+from pkt.environment import code
 from pkt.errors import DataError, PktError
+from pkt.evaluation.guard import text_digest
 from pkt.files import locked, write_json
 from pkt.jobs import VALIDATION_BATCH, read_record
 from pkt.machine import Machine
@@ -26,6 +28,8 @@ SHARED = "shared"
 """Folder of what the runs of a sweep share; no point has this name, for it has no `=` and is refused as a recipe's."""
 VALID = "valid.json"
 """A run's loss on the valid split, in its folder."""
+DONE = "sweep-run.json"
+"""Says that a run of a sweep is finished."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,13 @@ class Worker:
     def _run(self, job: Job) -> None:
         from pkt.execute import execute
 
-        run = execute(self._recipe(job), Path(job.folder), self.machine, memo_of(self.folder))
-        with locked(run.folder):
+        recipe, folder, memo = self._recipe(job), Path(job.folder), memo_of(self.folder)
+        if is_finished(Run(recipe, folder, self.machine, memo)):
+            return
+        run = execute(recipe, folder, self.machine, memo)
+        with locked(folder):
             validation_loss(run)
+            write_json(folder / DONE, {"key": _done_key(run)})
 
     def _certify(self, job: Job) -> None:
         from pkt.evidence import certify
@@ -95,6 +103,28 @@ def memo_of(folder: Path) -> Path:
 def shared_stages(folder: Path, kind: str, key: str) -> Stages:
     """The stage that made something shared."""
     return Stages(folder / SHARED / f"{kind}-{key[:16]}")
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run of a sweep is done: of the same recipe, models, data and code, and all that it wrote is as it was."""
+    folder = run.folder
+    if read_record(folder / DONE).get("key") != _done_key(run):
+        return False
+    whole = all((folder / name).is_file() for name in ("summary.json", "report.html", VALID, "env.json", "recipe.yaml"))
+    try:
+        records = run.stages.records()
+        contents = {f"evaluate {arm}": run.scores.digest(arm) for arm in run.recipe.evaluate.arms}
+    except (DataError, ValueError):
+        return False
+    scored = all(records.get(name, {}).get("content") == content for name, content in contents.items())
+    return whole and scored and not any(run.stages.damaged(name) for name in records)
+
+
+def _done_key(run: Run) -> str:
+    """Hash of all that decides what a run folder holds."""
+    data = [*run.inputs(*run.method.reads(run.options)), *run.evaluation(), text_digest(run.guard_text())]
+    valid = fingerprint(valid_split(run))
+    return key_of("run", run.recipe.model_dump(mode="json"), data, valid, run.shared_keys(), code()["sources"])
 
 
 def validation_loss(run: Run) -> float | None:
