@@ -40,3 +40,14 @@ def percent(share: float) -> str:
 def finite(value: float | None) -> TypeGuard[float]:
     """There is a number, neither infinite nor NaN."""
     return value is not None and math.isfinite(value)
+
+
+def decimals(extent: float) -> int:
+    """How many decimals tell apart numbers of a scale that reaches so far from zero: 2 up to 1, 3 up to 0.1."""
+    return min(6, max(0, 1 - math.floor(math.log10(0.999 * extent)))) if extent > 0 else 2
+
+
+def plain(value: float, places: int) -> str:
+    """A number with so many decimals and a true minus; one that rounds to zero has no sign."""
+    text = f"{value:.{places}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "")

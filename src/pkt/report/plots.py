@@ -8,11 +8,11 @@ from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pkt.report.heatmap import Panel, heatmaps
 from pkt.report.numbers import finite, percent
-from pkt.report.svg import ARM_COLOURS, GRID, HEAT, INK, MUTED, drawing, new_figure, to_svg
+from pkt.report.svg import ARM_COLOURS, INK, MUTED, drawing, new_figure, to_svg
 from pkt.report.table import ARMS, arm_names, score_rows
 
 WIDTH = 800
@@ -111,8 +111,6 @@ def _draw_map(ax: Axes, part: Mapping[str, Any]) -> None:
     ax.tick_params(length=0)
 
 
-CROWDED = 9
-"""Columns of a heat map whose names stand side by side."""
 LOSSES = {
     "cross_entropy": "cross-entropy (nats per token)",
     "state_error": "state error (in variances of the target's state)",
@@ -180,31 +178,10 @@ def delta_sizes(delta: Sequence[Mapping[str, Any]]) -> str:
     layers = sorted({row["layer"] for row in delta}, key=lambda layer: (layer is None, layer))
     sizes = {(row["layer"], row["part"]): row.get("relative_rms") for row in delta}
     largest = max((size for size in sizes.values() if finite(size)), default=0) or 1
-    with drawing():
-        figure = new_figure(min(WIDTH, 110 + 90 * len(parts)), 64 + 22 * len(layers))
-        ax = figure.add_subplot()
-        for x, part in enumerate(parts):
-            for y, layer in enumerate(layers):
-                size = sizes.get((layer, part))
-                if finite(size):
-                    # at most half opaque, so that the number stays readable on light and dark ground
-                    alpha = 0.04 + 0.5 * size / largest
-                    ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(HEAT, alpha), edgecolor="none"))
-                text = percent(size) if finite(size) else "–" if (layer, part) in sizes else ""
-                ax.text(x, y, text, ha="center", va="center", fontsize=12)
-        ax.set_xticks(range(len(parts)), [short(part, 11) for part in parts])
-        if len(parts) > CROWDED:
-            ax.tick_params(axis="x", labelrotation=30)
-        ax.set_yticks(range(len(layers)), ["none" if layer is None else str(layer) for layer in layers])
-        ax.xaxis.tick_top()
-        ax.set_xlim(-0.5, len(parts) - 0.5)
-        ax.set_ylim(len(layers) - 0.5, -0.5)
-        ax.set_ylabel("layer")
-        ax.spines[["left", "bottom"]].set_visible(False)
-        ax.tick_params(length=0)
-        for edge in range(1, len(layers)):
-            ax.axhline(edge - 0.5, color=GRID, linewidth=0.6)
-        return to_svg(figure, "delta-sizes", "Size of the change by layer and module")
+    values = [[sizes.get((layer, part)) for part in parts] for layer in layers]
+    names = ["none" if layer is None else str(layer) for layer in layers]
+    panel = Panel("", values, names, parts, "module", "layer", high=largest, show=percent)
+    return heatmaps([panel], "delta-sizes", "Size of the change by layer and module")
 
 
 def _kinds(layers: Mapping[str, Any]) -> list[str]:
