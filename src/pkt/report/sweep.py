@@ -92,7 +92,13 @@ def _changes(group: Group, several: str) -> Figure:
     """The change of every point against the target."""
     rows = [row for row in group.rows if row["change"]]
     drawn = [
-        Dot(row["point"], row["change"]["mean"], row["change"]["low"], row["change"]["high"], row["recipe"])
+        Dot(
+            row["point"],
+            row["change"]["mean"],
+            row["change"]["low"],
+            row["change"]["high"],
+            row["recipe"] if RECIPE in group.axes else "",
+        )
         for row in rows
     ]
     clear = sum(row["change"]["p_holm"] < 1 - row["change"]["level"] for row in rows)

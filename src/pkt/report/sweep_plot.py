@@ -142,6 +142,6 @@ def _ticks(ax: Axes, values: Sequence[Any], scale: AxisScale) -> None:
 
 def named(value: Any) -> str:
     """A value as YAML has it."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or value in (True, False) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
