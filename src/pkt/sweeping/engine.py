@@ -136,7 +136,7 @@ def _work(
     with Pool(partial(Worker, folder, machine), Worker.work, workers, max(1, cores() // workers)) as pool:
         if not certify:
             shared = _shared_jobs(runs, first)
-            _run(pool, [job for job in shared if job.kind not in ("target", "source")], "shared stages")
+            _run(pool, [job for job in shared if job.kind in ("locate", "prepare")], "shared stages")
             _run(pool, [job for job in shared if job.kind in ("target", "source")], "models to score")
         for job, error in _run(pool, jobs, "certificates" if certify else "runs"):
             if error is not None:
@@ -164,7 +164,9 @@ def _shared_jobs(runs: Sequence[Planned], first: Mapping[str, Run]) -> list[Job]
         run = first[one.point.name]
         if one.recipe.seed != run.recipe.seed:
             continue
-        models = [arm for arm in one.recipe.evaluate.arms if arm != "result"]
+        models = [arm for arm in one.recipe.evaluate.arms if arm == "source"]
+        if one.recipe.dtype == "float32":  # else the target is scored as the export is stored, which is not known yet
+            models.append("target")
         keys = run.shared_keys() | {arm: run.scores_key(arm) for arm in models}
         for kind, key in keys.items():
             label = f"for {one.point.name}"

@@ -124,7 +124,7 @@ def _done_key(run: Run) -> str:
     """Hash of all that decides what a run folder holds."""
     data = [*run.inputs(*run.method.reads(run.options)), *run.evaluation(), text_digest(run.guard_text())]
     valid = fingerprint(valid_split(run))
-    return key_of("run", run.recipe.model_dump(mode="json"), data, valid, run.shared_keys(), code()["sources"])
+    return key_of("run", run.recipe.model_dump(mode="json"), data, valid, code()["sources"])
 
 
 def validation_loss(run: Run) -> float | None:
