@@ -14,7 +14,7 @@ OPTIMISTIC = (
     "The best of many settings on test items looks better than it is: chance had many tries. A setting is to be chosen by the valid "
     "split, which no score here was taken on."
 )
-NO_CONTROLS = "Without control arms no gain here is transfer: `pkt sweep --certify` or `pkt certify` decides that."
+NO_CONTROLS = "Without control arms no gain here is transfer: a sweep with --certify decides that."
 
 
 def sentences(sweep: Row) -> list[str]:
@@ -23,7 +23,7 @@ def sentences(sweep: Row) -> list[str]:
     for group in sweep["groups"]:
         rows = [row for row in sweep["points"] if row["point"] in group["points"]]
         head = f"{group['task']}, {group['target']}: " if len(sweep["groups"]) > 1 else ""
-        found += [head + _best(group, rows), _differ(rows), *_others(group, rows), *_chosen(group, rows)]
+        found += [head + _best(group, rows), _differ(rows), *_others(group, rows), *_chosen(group, rows), *_known(rows)]
     if sweep["certified"]:
         found += _verdicts(sweep)
     else:
@@ -97,6 +97,26 @@ def _chosen(group: Row, rows: Sequence[Row]) -> list[str]:
     loss = chosen["valid_loss"]["mean"]
     same = "the same setting" if chosen["point"] == group["best"] else chosen["point"]
     return [f"The valid split's loss would choose {same} (loss {loss:.4f}, score {score(chosen)})."]
+
+
+def _known(rows: Sequence[Row]) -> list[str]:
+    """What settings cost on what the target knew, where that falls by more than two standard errors."""
+    fallen = []
+    for row in rows:
+        now, before = row["scores"].get("known"), row["target_scores"].get("known")
+        if (
+            row["tier"] != "known"
+            and now
+            and before
+            and now["score"] < before["score"] - 2 * (now["standard_error"] or 0)
+        ):
+            fallen.append((now["score"], before["score"], row["point"]))
+    if not fallen:
+        return []
+    score_, before_, point = min(fallen)
+    return [
+        f"{len(fallen)} of {len(rows)} settings lose on what the target knew, {point} most: tier known {score_:.3f} (target {before_:.3f})."
+    ]
 
 
 def _verdicts(sweep: Row) -> list[str]:
