@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, field_validator
-from pydantic.functional_serializers import model_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pkt.errors import ConfigError
 from pkt.registry import nearest
@@ -23,15 +22,12 @@ class Section(BaseModel):
     """Part of a recipe: no unknown key, no conversion between types, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    LATER: ClassVar[tuple[str, ...]] = ()
-    """Keys that older recipes do not have: at their default they are left out of what is written and hashed, so that what was made
-    with an older recipe stays as it is."""
 
-    @model_serializer(mode="wrap")
-    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = handler(self)
-        usual = {key: type(self).model_fields[key].default for key in self.LATER}
-        return {key: value for key, value in found.items() if key not in usual or value != usual[key]}
+
+def is_unset(value: Any) -> bool:
+    """For `exclude_if` of keys that older recipes do not have: unset, they are left out of what is written and hashed, so that what was
+    made with an older recipe stays as it is."""
+    return value is None
 
 
 def _short(value: Any) -> Any:
@@ -60,7 +56,6 @@ class OtherTask(Section):
 class TaskSection(OtherTask):
     """A task and how its prompts are written."""
 
-    LATER = ("extract",)
     prompt_style: Literal["tulu", "chat_template", "plain"] = Field(
         "tulu", description="how prompt and response are joined"
     )
@@ -70,14 +65,16 @@ class TaskSection(OtherTask):
         description="labelled examples that the method may read: dealt to its splits by their sizes, the first of each; null means all",
     )
     extract: int | None = Field(
-        None, ge=1, description="examples of the extract split that may be read, the first ones; null means all"
+        None,
+        ge=1,
+        exclude_if=is_unset,
+        description="examples of the extract split that may be read, the first ones; null means all",
     )
 
 
 class EvaluateSection(Section):
     """What is scored."""
 
-    LATER = ("seed",)
     limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
     shots: int | None = Field(
         None, ge=0, le=100, description="worked examples before the question; null means the task's protocol"
@@ -105,6 +102,7 @@ class EvaluateSection(Section):
         None,
         ge=0,
         lt=2**63,
+        exclude_if=is_unset,
         description="of the items that `limit` draws and of sampling; null means the recipe's seed",
     )
 

@@ -25,6 +25,8 @@ from pkt.run import Run
 def test_later_keys_are_seen_only_where_they_are_set(tmp_path, key, word, decides):
     plain, given = (Run(load_recipe("nano_tuned", more), tmp_path) for more in ([], [key]))
     usual = Run(load_recipe("nano_tuned", [key.partition("=")[0] + ("=2" if "depth" in key else "=null")]), tmp_path)
+    section, name = key.partition("=")[0].split(".")
+    assert name not in plain.recipe.model_dump()[section]
     assert word not in plain.recipe.to_yaml()
     assert word in given.recipe.to_yaml()
     assert plain.certified_key() == usual.certified_key() != given.certified_key()

@@ -55,10 +55,14 @@ DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
 
 
+def _is_published_depth(depth: int) -> bool:
+    """Left out of what is written and hashed: older recipes do not have the key."""
+    return depth == 2
+
+
 class LatenConfig(LocationConfig):
     """Options of LaTen; the defaults are the published values."""
 
-    LATER = ("depth",)
     injection_rate: float | None = Field(
         None, gt=0, le=1, description="`transfer_rate` at injection; null means the same"
     )
@@ -92,6 +96,7 @@ class LatenConfig(LocationConfig):
         2,
         ge=1,
         le=16,
+        exclude_if=_is_published_depth,
         description="layers of the hypernetwork, with a ReLU between two; 1 is a linear map, which has no hidden width",
     )
     bias: bool = Field(False, description="biases in the hypernetwork")
