@@ -91,13 +91,14 @@ def figures(sweep: Row) -> list[Figure]:
 def _changes(group: Group, several: str) -> Figure:
     """The change of every point against the target."""
     rows = [row for row in group.rows if row["change"]]
+    several_recipes = RECIPE in group.axes
     drawn = [
         Dot(
-            row["point"],
+            row["point"].removeprefix(f"{row['recipe']},") if several_recipes else row["point"],
             row["change"]["mean"],
             row["change"]["low"],
             row["change"]["high"],
-            row["recipe"] if RECIPE in group.axes else "",
+            row["recipe"] if several_recipes else "",
         )
         for row in rows
     ]
