@@ -164,10 +164,9 @@ def _shared_jobs(runs: Sequence[Planned], first: Mapping[str, Run]) -> list[Job]
         run = first[one.point.name]
         if one.recipe.seed != run.recipe.seed:
             continue
-        models = [arm for arm in one.recipe.evaluate.arms if arm == "source"]
-        if one.recipe.dtype == "float32":  # else the target is scored as the export is stored, which is not known yet
-            models.append("target")
-        keys = run.shared_keys() | {arm: run.scores_key(arm) for arm in models}
+        # the target is scored as the export is stored, which is not known beforehand for every dtype
+        models = ("source", "target") if one.recipe.dtype == "float32" else ("source",)
+        keys = run.shared_keys() | {arm: run.scores_key(arm) for arm in models if arm in one.recipe.evaluate.arms}
         for kind, key in keys.items():
             label = f"for {one.point.name}"
             found.setdefault(key, Job(kind, one.recipe.model_dump_json(), str(one.folder), label, key))
