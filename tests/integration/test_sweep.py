@@ -332,7 +332,7 @@ def test_every_run_may_fail(pkt, small, tmp_path, monkeypatch):
     [
         (("--over", "method.stepz=1"), ["point stepz=1", "did you mean 'steps'"]),
         (("--over", "method.steps=1,0"), ["point steps=0", "method.steps: found 0"]),
-        (("--over", "method.transfer_rate=0.1,0.0001"), ["point transfer_rate=0.0001", "no neuron"]),
+        (("--over", "method.transfer_rate=0.1,0.0001"), ["point transfer_rate=0.0001", "selects no ffn neuron"]),
         (("--over", "method.steps=1,[2]"), ["expected scalars"]),
         (
             ("--over", "task.extract=1,999"),

@@ -62,10 +62,12 @@ def _best(group: Row, rows: Sequence[Row]) -> str:
 
 
 def _from_target(row: Row) -> str:
-    """The change with the target's score."""
-    target = row["target_scores"].get(row["tier"])
-    said = "" if target is None else f" (target {target['score']:.3f}"
-    return said + (f", change {change(row['change'])})" if said and row["change"] else ")" if said else "")
+    """The target's score, that of a constant guess and the change, as far as they are known."""
+    target, chance = row["target_scores"].get(row["tier"]), row["chance"].get(row["tier"])
+    said = [] if target is None else [f"target {target['score']:.3f}"]
+    said += [] if chance is None else [f"best constant guess {chance:.3f}"]
+    said += [f"change {change(row['change'])}"] if row["change"] else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _differ(rows: Sequence[Row]) -> str:
