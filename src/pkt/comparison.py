@@ -151,7 +151,7 @@ def entry(folder: Path) -> Entry:
     elif seeds:
         found = _of_arms(found, folder, seeds)
     elif (records := Stages(folder).records()) or (folder / "arms").is_dir():
-        found = replace(found, costs=stage_costs(records), state="unfinished: nothing is scored yet")
+        found = replace(found, costs=_stage_costs(records), state="unfinished: nothing is scored yet")
     else:
         raise DataError(f"{folder}: holds a recipe and no results; finish it with `pkt run` or `pkt certify`")
     if certificate is None and (folder / "arms").is_dir():
@@ -234,13 +234,13 @@ def _scored(found: Entry, folder: Path) -> Entry:
         target_scores=ordered(by_arm["target"]),
         source_scores=ordered(by_arm["source"]),
         costs=replace(
-            stage_costs({cost["stage"]: cost for cost in summary.get("costs", [])}),
+            _stage_costs({cost["stage"]: cost for cost in summary.get("costs", [])}),
             **{key: summary.get(key) for key in ("labels", "trained_parameters", "steps", "flop")},
         ),
     )
 
 
-def stage_costs(records: Mapping[str, Mapping[str, Any]]) -> Costs:
+def _stage_costs(records: Mapping[str, Mapping[str, Any]]) -> Costs:
     """What location, preparation and alignment took, as far as the stages know."""
     made = [records[name] for name in (*SHARED, "align") if name in records]
     memory = [record["peak_memory_gib"] for record in made if record.get("peak_memory_gib") is not None]

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pkt.certify.statistics import Spread, holm, spread
-from pkt.comparison import REAL, entry, stage_costs
+from pkt.comparison import REAL, entry
 from pkt.jobs import read_record
 from pkt.report.data import read
-from pkt.stages import Stages
+from pkt.stages import SHARED as MADE
+from pkt.stages import Stages, flop_of
 from pkt.sweeping.jobs import VALID, shared_stages
 from pkt.sweeping.words import sentences
 from pkt.tasks.chance import chance_of
@@ -236,8 +237,13 @@ def costs(runs: Sequence[Planned], errors: Mapping[Path, str], folder: Path, *, 
 def _costs(run: Path, folder: Path) -> Row:
     """Of one run, with what the shared stages took in place of its own finding them done."""
     records = Stages(run).records()
-    for kind in ("locate", "prepare"):
+    for kind in MADE:
         if kind in records:
             shared = shared_stages(folder, kind, records[kind]["key"]).records()
             records[kind] = shared.get(kind, records[kind])
-    return asdict(stage_costs(records))
+    made = [records[name] for name in (*MADE, "align") if name in records]
+    return {
+        "seconds": sum(record["seconds"] for record in made),
+        "flop": flop_of(records),
+        "peak_memory_gib": max((record["peak_memory_gib"] for record in made), default=None),
+    }
