@@ -81,8 +81,9 @@ class Certification:
         return self._as_few(self._task(OtherTask(name=names[(names.index(name) + 1) % len(names)])))
 
     def _as_few(self, task: Task) -> Task:
-        """Another task with no more examples to locate on than this one has under `task.labels`."""
-        if self.run.recipe.task.labels is None or "extract" not in self.run.method.splits:
+        """Another task with no more examples to locate on than this one has under `task.labels` and `task.extract`."""
+        section = self.run.recipe.task
+        if (section.labels is None and section.extract is None) or "extract" not in self.run.method.splits:
             return task
         return task.first({"extract": len(self.run.task.split("extract"))})
 
@@ -185,7 +186,7 @@ class Certification:
 
     def _check_units(self, task: Task, tier: str | None, where: str) -> None:
         evaluate = self.run.recipe.evaluate
-        drawn = draw(task.split("test"), evaluate.limit, self.run.recipe.seed)
+        drawn = draw(task.split("test"), evaluate.limit, self.run.recipe.scoring_seed)
         units = {e.unit for e in drawn if tier in (None, e.tier)}
         if len(units) < 2:
             raise DataError(

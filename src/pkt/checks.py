@@ -79,7 +79,7 @@ def check_asked(run: Run, task: Task) -> list[Example]:
     from pkt.evaluation.harness import draw
 
     protocol = protocol_of(run.recipe, task)
-    found = draw(task.split("test"), run.recipe.evaluate.limit, run.recipe.seed)
+    found = draw(task.split("test"), run.recipe.evaluate.limit, run.recipe.scoring_seed)
     for example in found:
         task.shots(example, protocol.shots)
     check_outputs(task, found, run.machine.execution)

@@ -24,6 +24,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def is_unset(value: Any) -> bool:
+    """For `exclude_if` of keys that older recipes do not have: unset, they are left out of what is written and hashed, so that what was
+    made with an older recipe stays as it is."""
+    return value is None
+
+
 def _short(value: Any) -> Any:
     """`nano/source` is short for `{name: nano/source}`."""
     return {"name": value} if isinstance(value, str) else value
@@ -58,6 +64,12 @@ class TaskSection(OtherTask):
         ge=1,
         description="labelled examples that the method may read: dealt to its splits by their sizes, the first of each; null means all",
     )
+    extract: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=is_unset,
+        description="examples of the extract split that may be read, the first ones; null means all",
+    )
 
 
 class EvaluateSection(Section):
@@ -85,6 +97,13 @@ class EvaluateSection(Section):
     )
     arms: list[Literal["target", "source", "result"]] = Field(
         ["target", "source", "result"], description="models to score"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        exclude_if=is_unset,
+        description="of the items that `limit` draws and of sampling; null means the recipe's seed",
     )
 
 
@@ -204,6 +223,11 @@ class Recipe(Section):
             raise ValueError("needs a `name`, for example `name: laten`")
         return value
 
+    @property
+    def scoring_seed(self) -> int:
+        """The seed of the items that are drawn, and of sampling."""
+        return self.seed if self.evaluate.seed is None else self.evaluate.seed
+
     def with_absolute_paths(self) -> Recipe:
         """The same with data folders and files that do not depend on the working directory."""
         certificate = self.certificate
@@ -240,13 +264,19 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: with file, key path and what would be right.
     """
     path = find_recipe(name)
+    data = read_recipe(path)
+    for text in overrides:
+        override(data, text)
+    return validate(Recipe, data, str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys of a recipe's file, with a name, before they are checked."""
     data = read_yaml_file(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
     data.setdefault("name", path.stem)
-    for text in overrides:
-        override(data, text)
-    return validate(Recipe, data, str(path))
+    return data
 
 
 def override(data: dict[str, Any], given: str) -> None:
@@ -258,16 +288,25 @@ def override(data: dict[str, Any], given: str) -> None:
     key, equals, text = given.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {given!r}: expected key.path=value, for example method.steps=8")
+    put(data, key, read_yaml(text, f"--set {given!r}") if text else None, f"--set {given!r}")
+
+
+def put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put a value at a `key.path` of nested keys.
+
+    Raises:
+        ConfigError: a key of the path holds no keys.
+    """
     *parents, last = key.split(".")
     at = data
     for parent in parents:
         below = at.setdefault(parent, {})
-        if isinstance(below, str) and parent in ("source", "target"):
+        if isinstance(below, str) and parent in ("source", "target", "task"):
             below = at[parent] = {"name": below}
         if not isinstance(below, dict):
-            raise ConfigError(f"--set {given!r}: {parent} holds {below!r}, not keys")
+            raise ConfigError(f"{where}: {parent} holds {below!r}, not keys")
         at = below
-    at[last] = read_yaml(text, f"--set {given!r}") if text else None
+    at[last] = value
 
 
 def validate(cls: type[M], data: Any, where: str, prefix: str = "") -> M:

@@ -88,6 +88,21 @@ def show_analysis(page: Path) -> None:
     say(f"report: {page.resolve()}")
 
 
+def show_sweep(sweep: dict[str, Any], folder: Path) -> None:
+    """A sweep's table, what it says, and where things are."""
+    from pkt.report.sweep_page import failures, terminal
+
+    for shown in terminal(sweep):
+        out.print(shown)
+        say("")
+    for sentence in (*failures(sweep), *sweep["sentences"]):
+        say(sentence)
+    say("")
+    for name in ("sweep.json", "sweep.csv", "costs.json"):
+        say(str(folder / name))
+    say(f"report: {(folder / 'sweep.html').resolve()}")
+
+
 def set_up(level: int) -> None:
     """Messages of the package to stderr; settings that make small models fast and results repeatable."""
     logging.basicConfig(

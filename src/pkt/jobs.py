@@ -251,7 +251,7 @@ class Jobs:
                 task,
                 style=run.style,
                 limit=run.recipe.evaluate.limit,
-                seed=run.recipe.seed,
+                seed=run.recipe.scoring_seed,
                 batch_size=run.machine.batch_size,
                 protocol=protocol_of(run.recipe, task),
                 execution=run.machine.execution,

@@ -48,6 +48,18 @@ def recipe_rows(folder: Path) -> list[Row]:
     ]
 
 
+def sweep_rows(folder: Path) -> list[Row]:
+    """One row per shipped sweep, with its question and its axes."""
+    from pkt.sweeping.grid import load_sweep
+
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.yaml")):
+        found = load_sweep([path.stem])
+        axes = "; ".join(f"{key}={','.join(map(str, values))}" for key, values in found.over.items())
+        rows.append({"sweep": path.stem, "question": found.question, "over": axes, "recipes": ", ".join(found.recipes)})
+    return rows
+
+
 def arm_rows(made: Certification) -> list[Row]:
     """One row per arm of a certificate: what it is, and why it is not run if so."""
     from pkt.certify.arms import ARMS, kind

@@ -7,9 +7,9 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pkt.files import HEADER, save_tensors
+from pkt.files import HEADER, save_tensors, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,26 @@ def remembered(
         content = {name: _digest(name, tensor) for name, tensor in found.items()}
         save_tensors(path, found, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
     return found if names is None else {name: found[name] for name in names}
+
+
+def remembered_value(path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """The JSON value in a file; made, and written to it, if it is missing, of another key, or not as it was written."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if held and held["key"] == key and held["content"] == _value_digest(held["value"]):
+            return held["value"]
+    except (ValueError, KeyError, TypeError):
+        held = {}
+    if path.is_file():
+        log.warning("%s is damaged; made anew", path)
+    value = make()
+    text = json.dumps({"key": key, "content": _value_digest(value), "value": value}, ensure_ascii=False)
+    write_text(path, text + "\n")
+    return value
+
+
+def _value_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def memo_files(folder: Path) -> list[Path]:

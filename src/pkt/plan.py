@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -230,9 +231,10 @@ def _align_row(run: Run, lines: dict[str, int], length: float, speed: float) -> 
     source, target, options = run.source, run.target, run.options
     d, hidden = target.dims, options.hidden or source.dims.width
     entries = d.layers * sum(lines.values())
-    hyper = len(PARTS) * hidden * (source.dims.width + d.width)
-    step = 6.0 * entries * hidden * (source.dims.width + d.width)
-    memory = 16.0 * hyper + 4 * entries * (source.dims.width + hidden + 2 * d.width)
+    widths = [source.dims.width, *[hidden] * (options.depth - 1), d.width]
+    weights = sum(one * two for one, two in itertools.pairwise(widths))
+    step = 6.0 * entries * weights
+    memory = 16.0 * len(PARTS) * weights + 4 * entries * (sum(widths) + d.width)
     if getattr(options, "alignment", "language") != "moments":
         batch = 1 + min(15, len(run.task.split("align")))
         step += 4.0 * target.parameters() * batch * length

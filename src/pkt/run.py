@@ -15,7 +15,7 @@ from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
-from pkt.memo import memo_files
+from pkt.memo import memo_files, remembered_value
 from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
@@ -34,7 +34,8 @@ class Run:
     """One recipe in one folder.
 
     Args:
-        memo: folder of what was computed on the models, where several runs share it; None means the run's own `neurons/`.
+        memo: folder of what was computed on the models, where several runs share it; None means the run's own `neurons/`. Runs that
+            share it share the scores of target and source too.
 
     Raises:
         ConfigError: the recipe is wrong, or the folder holds the run of another recipe.
@@ -112,6 +113,8 @@ class Run:
         found = task(self.recipe.task.name, self.recipe.task.data)
         if self.recipe.task.drop_overlap:
             found = found.without_test_items()
+        if self.recipe.task.extract is not None:
+            found = found.with_extract(self.recipe.task.extract, self.method.splits)
         if self.recipe.task.labels is None:
             return found
         return found.limited(self.recipe.task.labels, self.method.splits)
@@ -143,13 +146,24 @@ class Run:
             self.method.locate(self.source, self.target, task, self.options, self.style)
             return self._memo_files()
 
-        found = self.method.location_key(task, self.options)
-        key = key_of(stage, self.inputs(), found, self.recipe.dtype)
-        self.stages.run(stage, key, make, count=True)
+        self.stages.run(stage, self._locate_key(stage, task), make, count=True)
 
     def _memo_files(self) -> list[Path]:
         """Files of this folder's memo; those of a shared one verify themselves."""
         return [] if self.is_shared else memo_files(self.memo)
+
+    def _locate_key(self, stage: str, task: Task) -> str:
+        return key_of(stage, self.inputs(), self.method.location_key(task, self.options), self.recipe.dtype)
+
+    def shared_keys(self) -> dict[str, str]:
+        """The keys of the stages that runs with one memo share: located scores and prepared answers, as far as the method has them."""
+        found = {} if self.method.locate is None else {"locate": self._locate_key("locate", self.task)}
+        decides = self.method.preparation_key(self.task, self.options)
+        return found if decides is None else {**found, "prepare": self._prepare_key(decides)}
+
+    def _prepare_key(self, decides: list[Any]) -> str:
+        what = [*self.inputs(*self.method.reads(self.options)), decides, self.recipe.dtype]
+        return key_of("prepare", what)
 
     def prepare(self) -> None:
         """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
@@ -162,8 +176,7 @@ class Run:
             self.method.prepare(self.source, self.target, self.task, self.options, self.style)
             return self._memo_files()
 
-        what = [*self.inputs(*self.method.reads(self.options)), decides, self.recipe.dtype]
-        return self.stages.run("prepare", key_of("prepare", what), make, count=True)
+        return self.stages.run("prepare", self._prepare_key(decides), make, count=True)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -224,7 +237,6 @@ class Run:
     def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
         from pkt.checks import check_asked
-        from pkt.evaluation.guard import text_digest
 
         arms = self.recipe.evaluate.arms
         if arms:
@@ -232,34 +244,51 @@ class Run:
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
         self.scores.drop_damaged()
-        digest = text_digest(self.guard_text())
         for arm in arms:
             lm = self._scored(arm)
-            key = key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), digest)
-            self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
+            key = self.scores_key(arm)
+            make = partial(self._score, arm, lm, key)
+            self.stages.run(f"evaluate {arm}", key, make, partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
-    def _score(self, arm: str, lm: LM) -> list[Path]:
-        from pkt.evaluation.harness import score
-        from pkt.evaluation.perplexity import perplexity
+    def scores_key(self, arm: str) -> str:
+        """Hash of all that decides the scores of an arm."""
+        from pkt.evaluation.guard import text_digest
 
-        cfg, seed = self.recipe.evaluate, self.recipe.seed
-        text = self.guard_text()
-        with lm.loaded() as model:
-            lines = score(
-                model,
-                lm.tokenizer,
-                self.task,
-                style=self.style,
-                limit=cfg.limit,
-                seed=seed,
-                batch_size=self.machine.batch_size,
-                protocol=protocol_of(self.recipe, self.task),
-                execution=self.machine.execution,
-            )
-            found = perplexity(model, lm.tokenizer, text) if text else None
-        self.scores.put(arm, [{"arm": arm, "seed": seed, **line} for line in lines], found, cfg.arms)
+        lm = self._scored(arm)
+        return key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), text_digest(self.guard_text()))
+
+    def _score(self, arm: str, lm: LM, key: str) -> list[Path]:
+        found = self.scored(arm, lm, key)
+        lines = [{"arm": arm, "seed": self.recipe.seed, **line} for line in found["lines"]]
+        self.scores.put(arm, lines, found["perplexity"], self.recipe.evaluate.arms)
         return []
+
+    def scored(self, arm: str, lm: LM, key: str) -> dict[str, Any]:
+        """Score lines and perplexity of an arm; those of target and source through the memo, where it is shared."""
+
+        def make() -> dict[str, Any]:
+            from pkt.evaluation.harness import score
+            from pkt.evaluation.perplexity import perplexity
+
+            text = self.guard_text()
+            with lm.loaded() as model:
+                lines = score(
+                    model,
+                    lm.tokenizer,
+                    self.task,
+                    style=self.style,
+                    limit=self.recipe.evaluate.limit,
+                    seed=self.recipe.scoring_seed,
+                    batch_size=self.machine.batch_size,
+                    protocol=protocol_of(self.recipe, self.task),
+                    execution=self.machine.execution,
+                )
+                return {"lines": lines, "perplexity": perplexity(model, lm.tokenizer, text) if text else None}
+
+        if arm == "result" or not self.is_shared:
+            return make()
+        return remembered_value(self.memo / f"scores-{key[:16]}.json", key, make)
 
     def guard_text(self) -> str | None:
         """Text on which perplexity is measured, if there is one."""
@@ -277,7 +306,7 @@ class Run:
             fingerprint(self.task.split("test")),
             self.style,
             self.recipe.evaluate.limit,
-            self.recipe.seed,
+            self.recipe.scoring_seed,
             self.recipe.dtype,
             *asking(self.recipe, self.task),
         ]

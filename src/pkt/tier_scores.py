@@ -32,22 +32,51 @@ class Level:
     num_seeds: int = 1
 
 
-def levels(paths: Sequence[Path], task: str) -> dict[str, Level]:
-    """Scores by tier, `all` last, of the score files of several seeds.
+@dataclass(frozen=True)
+class Items:
+    """Scores of the same items at several seeds."""
+
+    ids: list[str]
+    units: list[str]
+    tiers: list[str]
+    scores_SI: np.ndarray
+
+    def of_tier(self, tier: str) -> Items:
+        """Those of one tier; `all` means all."""
+        kept = [i for i, own in enumerate(self.tiers) if tier in (own, "all")]
+        ids, units, tiers = ([held[i] for i in kept] for held in (self.ids, self.units, self.tiers))
+        return Items(ids, units, tiers, self.scores_SI[:, kept])
+
+
+def read_items(paths: Sequence[Path], task: str, arm: str | None = None) -> Items:
+    """The scores in the score files of several seeds.
+
+    Args:
+        arm: where the files hold several, whose lines count; None means all lines.
 
     Raises:
         DataError: a file is missing or damaged, or holds other items than the first.
     """
-    read_ = [_lines(path, task) for path in paths]
+    read_ = [_lines(path, task, arm) for path in paths]
     for path, lines in zip(paths, read_, strict=True):
         if [line["id"] for line in lines] != [line["id"] for line in read_[0]]:
             raise DataError(f"{path}: holds other items than {paths[0]}; delete it, and {AGAIN}")
+    ids, units, tiers = ([line[key] for line in read_[0]] for key in ("id", "unit", "tier"))
+    return Items(ids, units, tiers, np.array([[line["score"] for line in lines] for lines in read_], float))
+
+
+def levels(paths: Sequence[Path], task: str) -> dict[str, Level]:
+    """Scores by tier, `all` last, of the score files of several seeds; raises as `read_items`."""
+    return levels_of(read_items(paths, task))
+
+
+def levels_of(items: Items) -> dict[str, Level]:
+    """Scores by tier, `all` last."""
     found = {}
-    for tier in dict.fromkeys([*(line["tier"] for line in read_[0] if line["tier"]), "all"]):
-        kept = [i for i, line in enumerate(read_[0]) if tier in (line["tier"], "all")]
-        if kept:
-            units = [read_[0][i]["unit"] for i in kept]
-            found[tier] = _level(np.array([[lines[i]["score"] for i in kept] for lines in read_], float), units)
+    for tier in dict.fromkeys([*filter(None, items.tiers), "all"]):
+        kept = items.of_tier(tier)
+        if kept.ids:
+            found[tier] = _level(kept.scores_SI, kept.units)
     return ordered(found)
 
 
@@ -62,11 +91,12 @@ def _level(scores_SI: np.ndarray, units: list[str]) -> Level:
     return Level(mean, known, len(units), len(set(units)), len(scores_SI))
 
 
-def _lines(path: Path, task: str) -> list[dict[str, Any]]:
+def _lines(path: Path, task: str, arm: str | None) -> list[dict[str, Any]]:
     existing(path)
     try:
         every = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        found = [{key: line[key] for key in ("id", "unit", "tier", "score")} for line in every if line["task"] == task]
+        wanted = [line for line in every if line["task"] == task and arm in (None, line.get("arm"))]
+        found = [{key: line[key] for key in ("id", "unit", "tier", "score")} for line in wanted]
         if not all(0 <= line["score"] <= 1 for line in found):
             raise ValueError
     except (ValueError, KeyError, TypeError):

@@ -1,13 +1,14 @@
 """The hypernetwork of LaTen: maps source slices to changes of the target's rows and columns. And its control without a source.
 
 One bias-free two-layer ReLU perceptron `d_source -> hidden -> d_target` per module type, shared by all layers and neurons,
-in float32 (arXiv:2505.14436, section 3.2).
+in float32 (arXiv:2505.14436, section 3.2). Another number of layers and biases are options.
 
 L layers, K neurons per layer, Ds and Dt widths of source and target.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -23,26 +24,28 @@ class Hypernetwork(nn.Module):
 
     Args:
         hidden: hidden width; 0 means the source's width.
-        init: `published`, N(0, 1e-5 squared); or `fan_in`, N(0, 1/fan_in) for the first weight and `scale` times that
-            for the second, so that the first change has a size that training can use.
+        depth: linear maps, with a ReLU after each but the last; 2 as published, 1 is a linear map without hidden units.
+        init: `published`, N(0, 1e-5 squared); or `fan_in`, N(0, 1/fan_in) for all weights but the last and `scale` times that
+            for the last, so that the first change has a size that training can use.
     """
 
     def __init__(
-        self, source_width: int, target_width: int, gen: Generator, *, hidden: int = 0, bias: bool = False, init: str = "published",
-        scale: float = 1e-2,
+        self, source_width: int, target_width: int, gen: Generator, *, hidden: int = 0, depth: int = 2, bias: bool = False,
+        init: str = "published", scale: float = 1e-2,
     ) -> None:  # fmt: skip
         super().__init__()
-        hidden = hidden or source_width
+        widths = [source_width, *[hidden or source_width] * (depth - 1), target_width]
         self.parts = nn.ModuleDict()
         for part in PARTS:
-            first = nn.Linear(source_width, hidden, bias=bias)
-            second = nn.Linear(hidden, target_width, bias=bias)
-            for layer, factor in ((first, 1.0), (second, scale)):
+            maps = [nn.Linear(width, wide, bias=bias) for width, wide in itertools.pairwise(widths)]
+            for layer in maps:
+                factor = scale if layer is maps[-1] else 1.0
                 std = PUBLISHED_STD if init == "published" else factor / math.sqrt(layer.in_features)
                 nn.init.normal_(layer.weight, 0.0, std, generator=gen)
                 if bias:
                     nn.init.zeros_(layer.bias)
-            self.parts[part] = nn.Sequential(first, nn.ReLU(), second)
+            between = [module for layer in maps[:-1] for module in (layer, nn.ReLU())]
+            self.parts[part] = nn.Sequential(*between, maps[-1])
 
     def forward(self, slices_LKDs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The change of every chosen line, before lines of one row are merged."""

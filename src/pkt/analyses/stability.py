@@ -84,7 +84,8 @@ def other_tasks(run: Run, cfg: StabilityConfig) -> list[Task]:
         other = other.without_test_items() if section.drop_overlap else other
         if not other.split("extract"):
             raise DataError(f"analysis.tasks: split extract of {other.name} is empty; there is nothing to locate with")
-        limited = run.recipe.task.labels is not None and "extract" in run.method.splits
+        asked_for = run.recipe.task.labels, run.recipe.task.extract
+        limited = asked_for != (None, None) and "extract" in run.method.splits
         found.append(other.first({"extract": len(run.task.split("extract"))}) if limited else other)
     return found
 
@@ -150,8 +151,6 @@ def stability(run: Run, cfg: StabilityConfig, gen: Generator) -> Result:
     if locations:
         tables["layers"] = _layers(run, found, folders[0])
     by_seed = seed_rows(seeds, folders)
-    if by_seed and run.recipe.evaluate.limit is not None:
-        notes.append("evaluate.limit draws the test items by the seed: scores of seeds differ by their items too.")
     tables |= {
         "scores": score_rows(by_seed, run.task.name) if by_seed else [],
         "seeds": by_seed,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pkt import console
-from pkt.cli import analyses, data, evaluate, lists, results, runs
+from pkt.cli import analyses, data, evaluate, lists, results, runs, sweeps
 from pkt.console import say
 from pkt.errors import ConfigError
 from pkt.processes import is_first, num_processes
@@ -33,6 +33,7 @@ COMMANDS = (
     results.verify,
     results.compare,
     results.report,
+    sweeps.sweep,
     analyses.analyze,
     analyses.analyses,
     lists.methods,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pkt.console import out, say
-from pkt.listing import option_rows, recipe_rows, split_rows, table
+from pkt.listing import option_rows, recipe_rows, split_rows, sweep_rows, table
 
 
 def untie(
@@ -45,6 +45,7 @@ def tasks(
     name: Annotated[str | None, typer.Argument(help="a task: print its splits and an example")] = None,
     data: Annotated[Path | None, typer.Option(help="folder with the task's data")] = None,
     recipes: Annotated[bool, typer.Option("--recipes", help="list the shipped recipes instead")] = False,
+    sweeps: Annotated[bool, typer.Option("--sweeps", help="list the shipped sweeps instead")] = False,
 ) -> None:
     """The tasks, or one task's splits with an example."""
     from pkt.tasks.sources import TASKS, task
@@ -53,6 +54,11 @@ def tasks(
         from pkt.config import RECIPES
 
         out.print(table(recipe_rows(RECIPES)))
+        return
+    if sweeps:
+        from pkt.sweeping.grid import SWEEPS
+
+        out.print(table(sweep_rows(SWEEPS)))
         return
     if name is None:
         out.print(table([{"task": n, "what": what} for n, what in TASKS.items()]))

@@ -56,6 +56,11 @@ DIAGNOSTIC = -1
 """Seed of the diagnostic's noise; those of control arms are not negative."""
 
 
+def _is_published_depth(depth: int) -> bool:
+    """Left out of what is written and hashed: older recipes do not have the key."""
+    return depth == 2
+
+
 class LatenConfig(LocationConfig):
     """Options of LaTen; the defaults are the published values."""
 
@@ -88,13 +93,20 @@ class LatenConfig(LocationConfig):
     )
     weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW")
     hidden: int = Field(0, ge=0, description="hidden width of the hypernetwork; 0 means the source's width")
+    depth: int = Field(
+        2,
+        ge=1,
+        le=16,
+        exclude_if=_is_published_depth,
+        description="layers of the hypernetwork, with a ReLU between two; 1 is a linear map, which has no hidden width",
+    )
     bias: bool = Field(False, description="biases in the hypernetwork")
     init: Literal["published", "fan_in"] = Field(
         "published",
-        description="initial weights: `published` N(0, 1e-5 squared); `fan_in` N(0, 1/fan_in), the second times `init_scale`",
+        description="initial weights: `published` N(0, 1e-5 squared); `fan_in` N(0, 1/fan_in), the last times `init_scale`",
     )
     init_scale: float = Field(
-        1e-2, gt=0, description="factor on the second weight's initial scale when `init` is `fan_in`"
+        1e-2, gt=0, description="factor on the last weight's initial scale when `init` is `fan_in`"
     )
     loss_on_prompt: bool = Field(False, description="count the prompt's tokens in the loss too")
     micro_batch: int = Field(16, ge=1, description="examples in memory at a time; does not change the step")
@@ -185,6 +197,7 @@ def laten(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Generator, 
             target.dims.width,
             gen,
             hidden=cfg.hidden,
+            depth=cfg.depth,
             bias=cfg.bias,
             init=cfg.init,
             scale=cfg.init_scale,

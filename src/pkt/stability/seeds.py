@@ -27,9 +27,9 @@ WHOLE = "all"
 
 
 def seed_recipe(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe at a seed. Target and result are scored where the recipe scores anything."""
-    arms = ["target", "result"] if recipe.evaluate.arms else []
-    return recipe.model_copy(update={"seed": seed, "evaluate": recipe.evaluate.model_copy(update={"arms": arms})})
+    """The recipe at a seed, scored on the items that its own seed draws. Target and result are scored where the recipe scores anything."""
+    asked = {"arms": ["target", "result"] if recipe.evaluate.arms else [], "seed": recipe.scoring_seed}
+    return recipe.model_copy(update={"seed": seed, "evaluate": recipe.evaluate.model_copy(update=asked)})
 
 
 def seed_folder(folder: Path, seed: int) -> Path:

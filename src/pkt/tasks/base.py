@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError
 
@@ -210,6 +210,22 @@ class Task:
             )
         return self.first(_dealt(num, sizes))
 
+    def with_extract(self, num: int, names: Sequence[str]) -> Task:
+        """This task with the first `num` examples of the extract split, for a method that reads the splits `names`.
+
+        Raises:
+            DataError: there are fewer, or the method does not read that split.
+        """
+        if "extract" not in names:
+            raise DataError(
+                f"{self.name}: task.extract is {num}, but the method does not read the extract split; leave it out"
+            )
+        if num > (held := len(self.split("extract"))):
+            raise DataError(
+                f"{self.name}: task.extract is {num}, but the extract split holds {held} examples; lower it, or set it to null for all"
+            )
+        return self.first({"extract": num})
+
     def first(self, numbers: Mapping[str, int]) -> Task:
         """This task with the first examples alone of the splits that `numbers` names."""
 
@@ -247,8 +263,17 @@ def _dealt(num: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
+_NAMES = [one.name for one in fields(Example)]
+
+
+def _content(example: Example) -> dict[str, Any]:
+    """The fields of an example as JSON values: `asdict` would copy each, which takes ten times longer."""
+    found = {name: getattr(example, name) for name in _NAMES}
+    return found if example.plain is None else {**found, "plain": asdict(example.plain)}
+
+
 def fingerprint(examples: list[Example]) -> str:
     """Hash of the content of examples, in order."""
-    rows = [{k: v for k, v in asdict(e).items() if k not in LATER_FIELDS or v} for e in examples]
+    rows = [{k: v for k, v in _content(e).items() if k not in LATER_FIELDS or v} for e in examples]
     text = json.dumps(rows, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
