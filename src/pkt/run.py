@@ -247,8 +247,7 @@ class Run:
         for arm in arms:
             lm = self._scored(arm)
             key = self.scores_key(arm)
-            make = partial(self._score, arm, lm, key)
-            self.stages.run(f"evaluate {arm}", key, make, partial(self.scores.digest, arm))
+            self.stages.run(f"evaluate {arm}", key, partial(self._score, arm, lm), partial(self.scores.digest, arm))
         self.scores.keep(arms)  # without arms that the recipe no longer names
 
     def scores_key(self, arm: str) -> str:
@@ -258,8 +257,8 @@ class Run:
         lm = self._scored(arm)
         return key_of("evaluate", arm, *lm.identity, lm.dtype, *self.evaluation(), text_digest(self.guard_text()))
 
-    def _score(self, arm: str, lm: LM, key: str) -> list[Path]:
-        found = self.scored(arm, lm, key)
+    def _score(self, arm: str, lm: LM) -> list[Path]:
+        found = self.scored(arm, lm, self.scores_key(arm))
         lines = [{"arm": arm, "seed": self.recipe.seed, **line} for line in found["lines"]]
         self.scores.put(arm, lines, found["perplexity"], self.recipe.evaluate.arms)
         return []
