@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from pkt.certify.statistics import holm
-from pkt.sweeping.words import sentences
+from pkt.report.sweep_words import sentences
 
 
 def make(

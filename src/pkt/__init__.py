@@ -22,6 +22,7 @@ _NAMES = {
     "injected": "pkt.api:injected",
     "export": "pkt.api:export",
     "evaluate": "pkt.api:evaluate",
+    "analyze": "pkt.api:analyze",
     "sweep": "pkt.sweeping.engine:sweep",
     "export_adapter": "pkt.api:export_adapter",
     "read_adapter": "pkt.api:read_adapter",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pkt.evaluation.execution import Execution
     from pkt.inject.delta import Delta
     from pkt.inject.export import Kept
+    from pkt.machine import Machine
     from pkt.tasks.protocol import Protocol
 
 
@@ -110,3 +112,24 @@ def evaluate(
             protocol=protocol,
             execution=execution or NO_LEAVE,
         )
+
+
+def analyze(
+    name: str, recipe: str, out: str | Path, *, set: Sequence[str] = (), machine: Machine | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run an analysis of a recipe's pair and return the content of its JSON file; CSV files and a page stand beside it in `out`.
+
+    Args:
+        name: `representation`, `parametric` or `stability`. recipe: a file or a shipped name. set: KEY=VALUE overrides of the recipe.
+        options: the analysis's own, as `pkt analyses NAME` lists them.
+
+    Raises:
+        PktError: an option, the recipe, the pair or the data is wrong.
+    """
+    from pkt.analyses import ANALYSES
+    from pkt.analyzing import analyze as run
+    from pkt.config import load_recipe
+
+    cfg = validate(ANALYSES.get(name).config, options, f"analyze({name!r})")
+    page = run(name, load_recipe(recipe, set), cfg, Path(out), machine)
+    return json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ def no_page(monkeypatch):
 @pytest.fixture(scope="module")
 def analyzed(tmp_path_factory, recipe, make_lm):
     """Folder of an analysis of a pair whose heads can be coupled; the recipe's method is LaTen."""
-    from pkt.analyze import from_names
+    from pkt.analyzing import from_names
 
     source = make_lm("llama", "source", num_key_value_heads=3).name
     folder = tmp_path_factory.mktemp("analyzed") / "out"

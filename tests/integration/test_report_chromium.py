@@ -14,8 +14,9 @@ import analysis_data
 import comparison_data
 import pytest
 import report_data
+import sweep_data
 
-from pkt.report import analysis_page
+from pkt.report import analysis_page, sweep_page
 from pkt.report.comparison_page import page
 from pkt.report.frontier import pictures
 from pkt.report.html import render
@@ -184,11 +185,16 @@ def analysis(folder: Path) -> str:
     return analysis_page.page(analysis_data.found())
 
 
+def sweep(folder: Path) -> str:
+    return sweep_page.page(*sweep_data.make({"method.steps": [2, 4, 8], "method.bias": [False, True]}, failed=(1,)))
+
+
 PAGES = {
     "run": run_page,
     "certificate": certificate_page,
     "comparison": comparison_page,
     "analysis": analysis,
+    "sweep": sweep,
 }
 """Every kind of page that we write: folder -> text. A new kind of page is a line here."""
 

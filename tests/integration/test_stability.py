@@ -12,7 +12,7 @@ from run_folders import make_data, message_row, write_lines
 
 from pkt.align.source_start import locate_blocks
 from pkt.analyses.stability import StabilityConfig, dtypes_of
-from pkt.analyze import analyze, split_overrides
+from pkt.analyzing import analyze, split_overrides
 from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError
 from pkt.extract.jaccard import chance_of_sets, jaccard

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pkt.report.stability import chance_levels, figures
-from pkt.stability.words import alike, joined, sentence
+from pkt.report.stability_words import alike, joined, sentence
 
 
 def jaccard(between: str, mean: float, layer: object = "all", kind: str = "ffn", model: str = "target", **more) -> dict:

@@ -13,8 +13,8 @@ from scipy.stats import ttest_1samp
 from pkt.report.sweep import figures
 from pkt.report.sweep_page import page, plain, terminal
 from pkt.report.sweep_plot import axis_scale, is_log, named
+from pkt.report.sweep_words import sentences
 from pkt.sweeping.table import difference
-from pkt.sweeping.words import sentences
 from pkt.tier_scores import Items
 
 TWO = {"method.steps": [2, 4, 8, 16], "method.bias": [False, True]}

@@ -31,10 +31,10 @@ from pkt.methods import METHODS
 from pkt.methods.base import Method, fork
 from pkt.methods.pissa import PissaConfig
 from pkt.models.controls import RandomSource
+from pkt.report.parametric_words import notes, sentence
 from pkt.run import Run
 from pkt.similarity.start_rows import angle_row, chance_rows, cosine_row
 from pkt.similarity.starts import RANDOM_BLOCK, module_rows, prediction_rows, random_rows
-from pkt.similarity.starts_words import notes, sentence
 from pkt.similarity.weights import energy_kept, start_cosines
 
 STARTS: dict[str, tuple[str, dict[str, str]]] = {

@@ -23,12 +23,12 @@ from pkt.analyses.base import AnalysisConfig, Result, Row, analysis
 from pkt.config import ModelSection
 from pkt.errors import ConfigError, DataError
 from pkt.models.lm import LM
+from pkt.report.representation_words import sentence
 from pkt.run import Run
 from pkt.similarity.estimates import Design, Source, estimates
 from pkt.similarity.grams import Grams, Untrained, num_features
 from pkt.similarity.positions import PER_TEXT, Positions, draw_positions
 from pkt.similarity.representation_rows import best_rows, difference_row, difference_rows, module_row, pair_rows
-from pkt.similarity.representation_words import about, sentence
 from pkt.tasks.base import Example, fingerprint
 
 log = logging.getLogger(__name__)
@@ -169,4 +169,16 @@ def representation(run: Run, cfg: RepresentationConfig, gen: Generator) -> Resul
                 tables["layer_differences"] += [{**at, **row} for row in rows]
             log.info("%s of %s: %.1f s", measure, module, time.perf_counter() - start)
     tables = {name: rows for name, rows in tables.items() if rows}
-    return Result(sentence(tables), tables, [*about(fixed, design), *fixed.notes])
+    return Result(sentence(tables), tables, [*_about(fixed, design), *fixed.notes])
+
+
+def _about(fixed: Positions, design: Design) -> list[str]:
+    """What a reader must know of the numbers."""
+    held = int(design.held.sum())
+    groups = int(design.group.max()) + 1
+    return [
+        f"{len(fixed)} token positions of {len(fixed.texts)} texts, the same in all models; the first of a text, and what opens an "
+        f"earlier text too, are left out. Ridge maps are fitted on {len(fixed) - held} positions and scored on {held} of other texts.",
+        f"Chance: {len(design.orders)} permutations, in which texts change places as wholes, and positions within them. "
+        f"Intervals: 95 %, by leaving out each of {groups} groups of texts.",
+    ]

@@ -25,11 +25,11 @@ from pkt.checks import check_locatable
 from pkt.config import OtherTask
 from pkt.errors import ConfigError, DataError
 from pkt.models.checkpoint import is_nano
+from pkt.report.stability_words import sentence
 from pkt.run import Run
 from pkt.stability.comparisons import Pair, agreement_rows, all_pairs, halves, layer_rows
 from pkt.stability.located import Located, Locations, locations_of
 from pkt.stability.seeds import chosen_layers, delta_rows, load, range_rows, run_seeds, score_rows, seed_rows
-from pkt.stability.words import sentence
 from pkt.tasks.base import Task, fingerprint
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -24,7 +24,7 @@ def analyze(
     no_sandbox: NoSandbox = False,
 ) -> None:
     """Why does it not move? `pkt analyze representation nano_tuned --out runs/a --set analysis.positions=512`."""
-    from pkt.analyze import from_names
+    from pkt.analyzing import from_names
 
     machine = machine_of(device, batch_size, 0, allow_code, no_sandbox)
     page = from_names(name, recipe, set_ or (), out_, machine)

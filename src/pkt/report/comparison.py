@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pkt.files import csv_text
 from pkt.report.numbers import interval, plus_minus, signed
 from pkt.report.table import tier_order
 from pkt.report.verdict import VERDICTS
@@ -214,12 +213,7 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
     """One line per run, plain numbers, nothing where a number is not known."""
     rows = comparison["runs"]
     names = tiers(rows)
-    text = io.StringIO()
-    lines = [_plain(row, names) for row in rows]
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text([_plain(row, names) for row in rows])
 
 
 def _plain(row: Row, names: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pkt.report.dots import Dot, dots
 from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel, heatmaps
 from pkt.report.numbers import interval, plain, signed
-from pkt.similarity.representation_words import NAMES, best_layers, is_in_order
+from pkt.report.representation_words import NAMES, best_layers, is_in_order
 
 Row = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Row]]

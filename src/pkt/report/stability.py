@@ -12,8 +12,7 @@ from pkt.report.numbers import finite
 from pkt.report.plots import KINDS
 from pkt.report.stability_plots import layer_bars
 from pkt.report.stability_seeds import JSON, deltas, ranges, scores
-from pkt.stability.comparisons import ALL
-from pkt.stability.words import BETWEEN
+from pkt.report.stability_words import ALL, BETWEEN
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]

@@ -11,7 +11,7 @@ from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel, heatmaps
 from pkt.report.numbers import percent, signed
 from pkt.report.stability_plots import range_lines
-from pkt.stability.seeds import WHOLE
+from pkt.report.stability_words import ALL
 
 Rows = Sequence[Mapping[str, Any]]
 JSON = "stability.json"
@@ -67,7 +67,7 @@ def deltas(rows: Rows) -> Figure:
     value = {(row["part"], *sorted((row["one"], row["other"]))): row["cosine"] for row in rows}
     panels = [
         Panel(
-            "whole delta" if part == WHOLE else part,
+            "whole delta" if part == ALL else part,
             [[1.0 if a == b else value[part, *sorted((a, b))] for b in seeds] for a in seeds],
             [str(seed) for seed in seeds],
             [str(seed) for seed in seeds],
@@ -78,13 +78,13 @@ def deltas(rows: Rows) -> Figure:
         for part in parts
     ]
     means = {part: _mean(rows, part, "cosine") for part in parts}
-    known = {part: mean for part, mean in means.items() if mean is not None and part != WHOLE}
+    known = {part: mean for part, mean in means.items() if mean is not None and part != ALL}
     said = "They are zero, so they have no direction."
     if known:
         least, most = (min if i == 0 else max for i in (0, 1))
         low, high = least(known, key=known.__getitem__), most(known, key=known.__getitem__)
-        said = f"On average the whole deltas have {means[WHOLE]:.3f}; by module from {known[low]:.3f} ({low}) to {known[high]:.3f} ({high})."
-    by_chance = _mean(rows, WHOLE, "random_sd")
+        said = f"On average the whole deltas have {means[ALL]:.3f}; by module from {known[low]:.3f} ({low}) to {known[high]:.3f} ({high})."
+    by_chance = _mean(rows, ALL, "random_sd")
     return Figure(
         "deltas",
         "Do the deltas of two seeds point the same way?",

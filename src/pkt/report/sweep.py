@@ -14,7 +14,7 @@ from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
 from pkt.report.numbers import plus_minus
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
-from pkt.sweeping.words import change, score
+from pkt.report.sweep_words import change, score
 
 Row = Mapping[str, Any]
 ORIGIN = "sweep.json"

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pkt.analyze import as_csv
-from pkt.files import write_text
+from pkt.files import csv_text, write_text
 from pkt.report.comparison import cost
 from pkt.report.html import templates
 from pkt.report.numbers import plus_minus
 from pkt.report.sweep import figures
 from pkt.report.sweep_plot import named
+from pkt.report.sweep_words import OPTIMISTIC, change
 from pkt.report.table import tier_order
 from pkt.report.verdict import VERDICTS
-from pkt.sweeping.words import OPTIMISTIC, change
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +35,7 @@ COSTS = {
 def write(folder: Path) -> Path:
     """Write `sweep.csv` and `sweep.html` from `sweep.json` and `costs.json`; returns the page's path."""
     sweep, costs = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("sweep.json", "costs.json"))
-    write_text(folder / "sweep.csv", as_csv([plain(row, sweep) for row in sweep["points"]]))
+    write_text(folder / "sweep.csv", csv_text([plain(row, sweep) for row in sweep["points"]]))
     write_text(folder / "sweep.html", page(sweep, costs))
     return folder / "sweep.html"
 

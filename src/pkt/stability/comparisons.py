@@ -11,11 +11,10 @@ import torch
 from torch import Generator
 
 from pkt.extract.jaccard import Chance, corrected
+from pkt.report.stability_words import ALL
 from pkt.stability.located import Located, Locations, Place
 
 Row = dict[str, Any]
-ALL = "all"
-"""Stands in the column `layer` where layers are taken together."""
 MOST_PAIRS = 1000
 """Of single examples that are compared; of more, so many are drawn."""
 

@@ -13,6 +13,7 @@ from pkt.extract.jaccard import chance_of_sets, jaccard
 from pkt.inject.cosine import cosine, products
 from pkt.inject.delta import Delta, Key, Lines
 from pkt.inject.ranges import ranges
+from pkt.report.stability_words import ALL
 from pkt.scores import Scores
 from pkt.tasks.chance import chance_of
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pkt.run import Run
 
 Row = dict[str, Any]
-WHOLE = "all"
-"""Stands in the column `part` where all tensors are taken together."""
 
 
 def seed_recipe(recipe: Recipe, seed: int) -> Recipe:
@@ -120,8 +119,8 @@ def load(folder: Path) -> Delta:
 def _compared(one: Delta, other: Delta, target: LM) -> Iterator[Row]:
     found = products(one, other)
     parts = dict.fromkeys(part for _, part in found)
-    for name in (WHOLE, *parts):
-        held = {key: product for key, product in found.items() if name in (WHOLE, key[1])}
+    for name in (ALL, *parts):
+        held = {key: product for key, product in found.items() if name in (ALL, key[1])}
         value, random_sd = cosine(held.values())
         yield {
             "part": name,

@@ -19,10 +19,10 @@ from pkt.certify.statistics import Spread, holm, spread
 from pkt.comparison import REAL, entry
 from pkt.jobs import read_record
 from pkt.report.data import read
+from pkt.report.sweep_words import sentences
 from pkt.stages import SHARED as MADE
 from pkt.stages import Stages, flop_of
 from pkt.sweeping.jobs import VALID, shared_stages
-from pkt.sweeping.words import sentences
 from pkt.tasks.chance import chance_of
 from pkt.tier_scores import Items, levels_of, read_items
 

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pkt.stability.comparisons import ALL
-from pkt.stability.seeds import WHOLE
-
 Row = Mapping[str, Any]
+ALL = "all"
+"""Stands in a column of layers or parts where all are taken together."""
 BETWEEN = {
     "examples": "two single examples",
     "seeds": "two halves of the extract split",
@@ -86,7 +85,7 @@ def main_tier(rows: Sequence[Row]) -> Row | None:
 
 
 def _deltas(rows: Sequence[Row]) -> list[str]:
-    whole = [row for row in rows if row["part"] == WHOLE]
+    whole = [row for row in rows if row["part"] == ALL]
     known = [row for row in whole if row["cosine"] is not None]
     if not known:
         return ["the deltas are zero"]

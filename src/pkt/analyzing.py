@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pkt.analyses import ANALYSES
-from pkt.analyses.base import Analysis, AnalysisConfig, Row
+from pkt.analyses.base import Analysis, AnalysisConfig
 from pkt.config import Recipe, load_recipe, override, validate
 from pkt.execute import with_certificate_of
-from pkt.files import locked, write_json, write_text
+from pkt.files import csv_text, locked, write_json, write_text
 from pkt.machine import Machine
 from pkt.run import Run
 from pkt.stages import key_of
@@ -75,7 +73,7 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
         write_json(path, {**about, **asdict(result)})
         tables = [folder / f"{name}-{table}.csv" for table in result.tables]
         for at, rows in zip(tables, result.tables.values(), strict=True):
-            write_text(at, as_csv(rows))
+            write_text(at, csv_text(rows))
         return [path, *tables]
 
     with locked(folder):
@@ -96,15 +94,6 @@ def _key(run: Run, found: Analysis, cfg: AnalysisConfig) -> str:
         run.style,
         found.decides(run, cfg),
     )
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Rows of equal keys as CSV; nothing where a number is not known."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def from_names(name: str, recipe: str, overrides: Sequence[str], folder: Path, machine: Machine | None = None) -> Path:

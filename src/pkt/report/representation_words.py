@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pkt.similarity.estimates import Design
-from pkt.similarity.positions import Positions
-
 Row = dict[str, Any]
 NAMES = {"cka": "debiased CKA", "cka_biased": "biased CKA", "rsa": "RSA", "ridge": "R2 of ridge maps"}
 """Of the measures."""
@@ -93,15 +90,3 @@ def _change(row: Row) -> str:
 
 def _list(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def about(fixed: Positions, design: Design) -> list[str]:
-    """What a reader must know of the numbers."""
-    held = int(design.held.sum())
-    groups = int(design.group.max()) + 1
-    return [
-        f"{len(fixed)} token positions of {len(fixed.texts)} texts, the same in all models; the first of a text, and what opens an "
-        f"earlier text too, are left out. Ridge maps are fitted on {len(fixed) - held} positions and scored on {held} of other texts.",
-        f"Chance: {len(design.orders)} permutations, in which texts change places as wholes, and positions within them. "
-        f"Intervals: 95 %, by leaving out each of {groups} groups of texts.",
-    ]
