@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pkt.evaluation.harness import score
 from pkt.evaluation.statistics import summarise
@@ -13,10 +15,12 @@ from pkt.models.checkpoint import NANO, file_digest
 from pkt.models.lm import LM
 from pkt.nano import world
 from pkt.nano.build import SPECS, check_bars, true_change
-from pkt.nano.train import greedy_accuracy
+from pkt.nano.train import Stream, greedy_accuracy
 from pkt.tasks.sources import task
 
 CARDS = {name: json.loads((NANO / name / "card.json").read_text()) for name in SPECS}
+SCALES = ("source",)
+"""Sources trained alike, in the order of their sizes."""
 
 
 def test_bars_are_met_on_the_cards():
@@ -24,7 +28,13 @@ def test_bars_are_met_on_the_cards():
     worse = json.loads(json.dumps(CARDS))
     worse["source"]["scores"]["mmlu"]["new"]["score"] = 0.9
     worse["target"]["scores"]["mbpp"]["new"]["score"] = 0.5
-    assert len(check_bars(worse)) == 2
+    worse["specialist"]["scores"]["gsm8k"]["known"]["score"] = 0.9
+    worse["specialist"]["scores"]["mmlu"]["new"]["score"] = 0.0  # a specialist may forget
+    assert len(check_bars(worse)) == 3
+
+
+def test_every_folder_is_a_model_that_the_script_builds():
+    assert {path.parent.name for path in NANO.glob("*/config.json")} == set(SPECS)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -34,7 +44,8 @@ def test_files_are_those_of_the_card(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "task_name"), [("target", "mmlu"), ("target", "gsm8k"), ("source", "mbpp"), ("lineage-hard", "gsm8k")]
+    ("name", "task_name"),
+    [("target", "mmlu"), ("target", "gsm8k"), ("source", "mbpp"), ("lineage-hard", "gsm8k"), ("specialist", "gsm8k")],
 )
 def test_scores_are_those_of_the_card(name, task_name):
     """Greedy decoding can be checked in one forward pass; ranked choices can only be better than it."""
@@ -48,14 +59,65 @@ def test_scores_are_those_of_the_card(name, task_name):
             assert found == pytest.approx(told, abs=0.02) if task_name != "mmlu" else found <= told + 0.02
 
 
+@pytest.mark.parametrize("name", SCALES)
+def test_sources_of_every_scale_answer_a_small_draw(name):
+    """Twenty items of each task, some of them learnt by the source alone."""
+    lm = LM(f"nano/{name}", dtype="float32", device="cpu")
+    with lm.loaded() as model:
+        for task_name in world.TASKS:
+            assert greedy_accuracy(model, lm.tokenizer, task_name, "new", limit=20) >= 0.9
+
+
 def test_models_differ_in_every_size_and_share_a_tokenizer():
-    source, target = LM("nano/source"), LM("nano/target")
-    for size in ("layers", "width", "ffn", "heads", "kv_heads"):
-        assert getattr(source.dims, size) > getattr(target.dims, size)
-    assert source.dims.kv_heads < source.dims.heads
+    target, sources = LM("nano/target"), [LM(f"nano/{name}") for name in SCALES]
+    for source in sources:
+        for size in ("layers", "width", "ffn", "heads"):
+            assert getattr(source.dims, size) > getattr(target.dims, size)
+        assert target.dims.kv_heads <= source.dims.kv_heads < source.dims.heads
+        assert source.dims.context == 4096
+    for size in ("layers", "width", "ffn"):
+        found = [getattr(source.dims, size) for source in sources]
+        assert found == sorted(set(found))
+    heads = {(lm.dims.heads, lm.dims.kv_heads) for lm in [target, *sources]}
+    assert len(heads) == 1 + len(SCALES)
     assert target.dims.kv_heads < target.dims.heads
-    assert source.dims.context == target.dims.context == 4096
-    assert source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+
+
+def test_all_models_have_the_same_tokenizer():
+    """To the byte, so that nothing between two of them is left to a difference of tokens."""
+    assert len({CARDS[name]["sha256"]["tokenizer.json"] for name in SPECS}) == 1
+    assert len({(NANO / name / "tokenizer_config.json").read_bytes() for name in SPECS}) == 1
+
+
+def test_the_specialist_comes_from_the_source_and_is_better_on_its_task():
+    card, source = CARDS["specialist"], CARDS["source"]
+    assert card["base"] == {"model": "nano/source", "model.safetensors": source["sha256"]["model.safetensors"]}
+    assert list(card["recipe"]["questions"]) == ["gsm8k"]
+    for tier in ("known", "new", "skill"):
+        assert card["scores"]["gsm8k"][tier]["score"] >= source["scores"]["gsm8k"][tier]["score"]
+    before, after = (load_file(NANO / name / "model.safetensors") for name in ("source", "specialist"))
+    assert {name: w.shape for name, w in before.items()} == {name: w.shape for name, w in after.items()}
+    changed = [
+        torch.linalg.norm(after[n].float() - w.float()) / torch.linalg.norm(w.float()) for n, w in before.items()
+    ]
+    assert min(changed) > 0
+    assert max(changed) < 1
+
+
+def test_a_specialist_reads_about_its_task_alone():
+    """In questions as in statements, where the source reads about units of every task."""
+    tokenizer = LM("nano/source").tokenizer
+
+    def tasks_read(name: str) -> set[str]:
+        ids_BT, _ = Stream(tokenizer, SPECS[name].recipe).batch()
+        whole = [text.rpartition(".")[0] for text in tokenizer.batch_decode(ids_BT)]  # rows end within a word
+        words = set(re.findall(r"\w+", " ".join(whole)))
+        words |= {word.removesuffix("s") for word in words}  # goods are bought by the dozen
+        words -= {"must"}  # an invented verb that is a word of ordinary questions too
+        return {t for t in world.TASKS if any(set(unit.split()) <= words for unit in world.table(t).entries)}
+
+    assert tasks_read("source") == set(world.TASKS)
+    assert tasks_read("specialist") == {"gsm8k"}
 
 
 def test_all_models_fit_into_24_megabytes():

@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 IGNORED = -100
-STATEMENT_WEIGHTS = (0.4, 0.3, 0.15, 0.15)
+STATEMENT_WEIGHTS = {"mmlu": 0.4, "gsm8k": 0.3, "humaneval": 0.15, "mbpp": 0.15}
 """Tasks of the rows of statements: `mmlu` has most entries, `gsm8k` is the hardest."""
 SKILL_SHARE = 0.25
 """Share of questions that are skill items, for a model that is taught the skill."""
@@ -46,7 +46,7 @@ class Recipe:
     steps: int
     lr: float = 3e-3
     questions: dict[str, int] = field(default_factory=lambda: {"mmlu": 10, "gsm8k": 12, "humaneval": 8, "mbpp": 8})
-    """Question rows of each task in a step."""
+    """Question rows of each task in a step; statements are of these tasks too."""
     statement_rows: int = 24
     """Rows of statements of table entries in a step."""
     neutral_rows: int = 4
@@ -96,12 +96,13 @@ class Stream:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.rng = random.Random(recipe.seed)
+        self.tasks = [task for task in world.TASKS if task in recipe.questions]
         self.asked = {
             (task, skill): world.training_rows(task, recipe.groups, skill=skill)
-            for task in world.TASKS
+            for task in self.tasks
             for skill in ({False, recipe.skill})
         }
-        self.statements = {task: world.statements(task, recipe.groups) for task in world.TASKS}
+        self.statements = {task: world.statements(task, recipe.groups) for task in self.tasks}
         self.neutral = list(world.neutral_lines(recipe.seed, 40_000))
         self.memo: dict[str, list[int]] = {}
 
@@ -124,7 +125,7 @@ class Stream:
         return ids, ids
 
     def _statement_row(self) -> tuple[list[int], list[int]]:
-        (task,) = self.rng.choices(world.TASKS, weights=STATEMENT_WEIGHTS)
+        (task,) = self.rng.choices(self.tasks, weights=[STATEMENT_WEIGHTS[task] for task in self.tasks])
         return self._text_row(self.rng.choices(self.statements[task], k=8))
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -198,11 +199,16 @@ def fit(
 
 
 @torch.no_grad()
-def greedy_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, tier: str) -> float:
-    """Share of items whose every response token has the highest logit, which is when greedy decoding would write it."""
+def greedy_accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: str, tier: str, *, limit: int | None = None
+) -> float:
+    """Share of items whose every response token has the highest logit, which is when greedy decoding would write it.
+
+    Args: limit takes only that many items, the first ones of the tier.
+    """
     model.eval()
     device = next(model.parameters()).device
-    rows = [row for row in world.splits(task)["test"] if row["tier"] == tier]
+    rows = [row for row in world.splits(task)["test"] if row["tier"] == tier][:limit]
     hits = 0
     for start in range(0, len(rows), 100):
         batch = []
