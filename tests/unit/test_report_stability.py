@@ -97,6 +97,19 @@ def test_words_follow_the_share_above_chance():
     assert joined(["a", "b", "c"]) == "a, b and c"
 
 
+def test_where_everything_is_chosen_there_is_nothing_to_compare():
+    every = {"chance": 1.0, "corrected": None}
+    tables = {"jaccard": [jaccard("seeds", 1.0, **every)], "deltas": [delta("all", None)]}
+    assert sentence(tables, "blocks", "seeking") == (
+        "seeking: located blocks are all there is, so the same for two halves of the extract split (1.00), where chance gives 1.00 "
+        "(Jaccard index); the deltas are zero."
+    )
+    tables["jaccard"].append(jaccard("seeds", 0.05, model="source"))  # of the source there is something left to choose
+    assert "no more alike than by chance for two halves of the extract split (0.05)" in sentence(
+        tables, "neurons", "laten"
+    )
+
+
 def test_chance_is_one_line_or_its_ends():
     assert chance_levels([jaccard("tasks", 0.1), jaccard("tasks", 0.1, chance=0.055)]) == {"chance": 0.055}
     assert chance_levels([jaccard("tasks", 0.1), jaccard("tasks", 0.1, chance=0.3)]) == {
