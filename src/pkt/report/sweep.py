@@ -12,9 +12,9 @@ from pkt.report.dots import Dot, dots
 from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
-from pkt.report.numbers import plus_minus
+from pkt.report.numbers import percent, plus_minus
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
-from pkt.report.sweep_words import change, score
+from pkt.report.sweep_words import change, is_clear, score
 
 Row = Mapping[str, Any]
 ORIGIN = "sweep.json"
@@ -102,7 +102,8 @@ def _changes(group: Group, several: str) -> Figure:
         )
         for row in rows
     ]
-    clear = sum(row["change"]["p_holm"] < 1 - row["change"]["level"] for row in rows)
+    clear = sum(is_clear(row["change"]) for row in rows)
+    missed = 1 - rows[0]["change"]["level"] if rows else 0.05
     return Figure(
         name=f"changes{several}",
         title=f"Change against the target, tier {group.tier}",
@@ -116,7 +117,7 @@ def _changes(group: Group, several: str) -> Figure:
         shown="the score of every setting minus the target's, on the same items, with its interval over seeds and units.",
         read=f"an interval that leaves out zero is a change by itself; with {len(rows)} settings some do so by chance. After Holm's "
         f"correction {clear} of {len(rows)} stay clear of zero. A change says nothing about where it came from.",
-        chance=f"one interval in twenty leaves out zero where nothing changed; of {len(rows)}, about {0.05 * len(rows):.1f}.",
+        chance=f"{percent(missed)} of intervals leave out zero where nothing changed; of {len(rows)}, about {missed * len(rows):.1f}.",
         origin=ORIGIN,
         columns=["setting", "score", "change", "p", "p (Holm)"],
         rows=[

@@ -47,7 +47,7 @@ def change(found: Row | None) -> str:
 
 
 def is_clear(found: Row | None) -> bool:
-    """Whether a difference stays clear of zero after Holm's correction over the points."""
+    """Whether a difference stays clear of zero after Holm's correction."""
     return found is not None and found["p_holm"] < 1 - found["level"]
 
 
@@ -88,8 +88,8 @@ def _others(group: Row, rows: Sequence[Row]) -> list[str]:
         return []
     below = [row["point"] for row in rows if is_clear(row["against_best"])]
     if not below:
-        return ["No setting differs from the best by more than chance allows."]
-    return [f"Clearly below the best: {_named(below, len(rows) - 1)}."]
+        return ["No setting differs from the best by more than chance allows (Holm's correction over all pairs)."]
+    return [f"Below the best after Holm's correction over all pairs: {_named(below, len(rows) - 1)}."]
 
 
 def _chosen(group: Row, rows: Sequence[Row]) -> list[str]:
