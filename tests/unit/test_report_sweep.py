@@ -218,3 +218,16 @@ def test_settings_that_are_equal_are_seldom_called_below_the_best():
         _group(found)
         called += any(one.row["against_best"] and one.row["against_best"]["p_holm"] < 0.05 for one in found)
     assert called <= 10
+
+
+def test_one_unit_alone_has_a_page_without_changes():
+    content, costs = sweep_data.make({"source.name": ["nano/source", "nano/big"]})
+    for number, row in enumerate(content["points"], 1):
+        row.update(change=None, against_best=None, source_parameters=number * 1_000_000)
+    said = sentences(content)
+    assert "cannot be said" in said[1]
+    assert not any("more than chance allows" in one for one in said)
+    text = page({**content, "sentences": said}, costs)
+    assert '<figure id="changes">' not in text
+    assert '<figure id="sizes">' not in text
+    assert '<figure id="along-name">' in text

@@ -78,7 +78,7 @@ def figures(sweep: Row) -> list[Figure]:
     found = []
     for group in groups(sweep):
         several = f"-{group.number}" if len(sweep["groups"]) > 1 else ""
-        if len(group.rows) <= MOST_DOTS:
+        if len(group.rows) <= MOST_DOTS and any(row["change"] for row in group.rows):
             found.append(_changes(group, several))
         numeric = [axis for axis in group.axes if axis != RECIPE]
         found += [_along(group, axis, several) for axis in numeric]
@@ -103,7 +103,7 @@ def _changes(group: Group, several: str) -> Figure:
         for row in rows
     ]
     clear = sum(is_clear(row["change"]) for row in rows)
-    missed = 1 - rows[0]["change"]["level"] if rows else 0.05
+    missed = 1 - rows[0]["change"]["level"]
     return Figure(
         name=f"changes{several}",
         title=f"Change against the target, tier {group.tier}",
@@ -283,7 +283,7 @@ def _panel(group: Group, across: str, up: str, rest: str, low: float, high: floa
 
 
 def _sizes(group: Group, several: str) -> list[Figure]:
-    """Change against the ratio of sizes, where sources of several sizes were run."""
+    """Change against the ratio of sizes, where sources of several sizes were run and changes are known."""
     ratios = {row["point"]: _ratio(row) for row in group.rows}
     if any(ratio is None for ratio in ratios.values()) or len(set(ratios.values())) < 2:
         return []
@@ -294,6 +294,8 @@ def _sizes(group: Group, several: str) -> list[Figure]:
         found = row["change"]
         if found:
             lines.setdefault(label, []).append(Mark(ratios[row["point"]], found["mean"], found["low"], found["high"]))
+    if not lines:
+        return []
     name = f"sizes{several}"
     title = "Change against the ratio of sizes"
     values = _distinct([mark.at for marks in lines.values() for mark in marks])

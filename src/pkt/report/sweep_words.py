@@ -72,6 +72,10 @@ def _from_target(row: Row) -> str:
 
 def _differ(rows: Sequence[Row]) -> str:
     """Which settings differ from the target."""
+    if all(row["change"] is None for row in rows):
+        return (
+            "Whether a setting differs from the target cannot be said: of one unit alone no difference has an interval."
+        )
     up = [row["point"] for row in rows if is_clear(row["change"]) and row["change"]["mean"] > 0]
     down = [row["point"] for row in rows if is_clear(row["change"]) and row["change"]["mean"] < 0]
     said = [
@@ -84,7 +88,7 @@ def _differ(rows: Sequence[Row]) -> str:
 
 def _others(group: Row, rows: Sequence[Row]) -> list[str]:
     """Which settings differ from the best one."""
-    if len(rows) < 2:
+    if all(row["against_best"] is None for row in rows):
         return []
     below = [row["point"] for row in rows if is_clear(row["against_best"])]
     if not below:
