@@ -268,6 +268,9 @@ def test_a_specialist_beside_the_source(pkt, recipe, folder, tmp_path, make_lm):
     assert len(tables["layer_differences"]) == 6
     assert "The specialist " in found["sentence"]
     assert other in (out / "representation.html").read_text(encoding="utf-8")
+    assert (out / "representation-differences.csv").is_file()
+    assert analyze().code == 0
+    assert {path.name for path in out.glob("*.csv")} == {f"representation-{name}.csv" for name in alone}
     analyze(f"analysis.specialist={make_lm('llama', 'source').name}").refuses("analysis.specialist", "source itself")
 
 
