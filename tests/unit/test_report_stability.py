@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pkt.report.stability import chance_levels, figures
-from pkt.report.stability_words import alike, joined, sentence
+from pkt.report.stability_words import alike, sentence
+from pkt.report.words import joined
 
 
 def jaccard(between: str, mean: float, layer: object = "all", kind: str = "ffn", model: str = "target", **more) -> dict:

@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pkt.report.words import joined
+from pkt.stability.located import ALL
+
 Row = Mapping[str, Any]
-ALL = "all"
-"""Stands in a column of layers or parts where all are taken together."""
 BETWEEN = {
     "examples": "two single examples",
     "seeds": "two halves of the extract split",
@@ -51,11 +52,6 @@ def _located(rows: Sequence[Row], what: str) -> list[str]:
         return []
     told = ", ".join(f"{degree} for {joined(names)}" for degree, names in groups.items())
     return [f"located {what} are {told}, where chance gives {statistics.fmean(chances):.2f} (Jaccard index)"]
-
-
-def joined(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def alike(above: float | None) -> str:

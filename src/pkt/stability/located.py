@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pkt.tasks.base import Task
 
 
+ALL = "all"
+"""Stands in a column of layers or parts where all are taken together."""
+
+
 class Place(NamedTuple):
     """Where something is chosen."""
 
