@@ -20,7 +20,7 @@ Rows = Sequence[Row]
 NAMES = {
     "examples": "single examples",
     "seeds": "halves, by seed",
-    "draws": "draws of seeds",
+    "draws": "random draws",
     "tasks": "tasks",
     "dtypes": "dtypes",
 }

@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 BETWEEN = {
     "examples": "two single examples",
     "seeds": "two halves of the extract split",
-    "draws": "draws of two seeds",
+    "draws": "two random draws",
     "tasks": "two tasks",
     "dtypes": "two dtypes",
 }
