@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pkt.report.numbers import plain
-from pkt.similarity.starts import Row, names
+from pkt.similarity.starts import RANDOM_BLOCK, Row, names
 
 ALPHA = 0.05
 """A count of matrices outside the random blocks' range that is less likely than this is called a difference."""
@@ -44,9 +44,23 @@ def notes(cosines: Sequence[Row], sweep: Sequence[Row], draws: int) -> list[str]
     short = [m for m in names(sweep, "module") if max(r["rank"] for r in sweep if r["module"] == m) < asked]
     if short:
         found.append(f"The sweep leaves out ranks above the smaller side of {', '.join(short)}.")
+    if _are_whole(cosines):
+        found.append(
+            "The source's matrices are as large as the target's: every block is the whole matrix, Seeking's and the random one are the same, "
+            "and that they agree says nothing."
+        )
     if any(row["layer"] is None for row in cosines):
         found.append("Embedding and LM head are in the tables and in the modules' means, not in the maps over layers.")
     return found
+
+
+def _are_whole(cosines: Sequence[Row]) -> bool:
+    """Whether all draws of the random block are one and the same, in every matrix."""
+    found: dict[object, set[float | None]] = {}
+    for row in cosines:
+        if row["init"] == RANDOM_BLOCK:
+            found.setdefault((row["layer"], row["module"]), set()).add(row["own"])
+    return all(len(values) == 1 for values in found.values())
 
 
 def _row(rows: Sequence[Row], init: str, quantity: str) -> Row:

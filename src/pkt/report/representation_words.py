@@ -39,8 +39,8 @@ def _untrained(rows: Sequence[Row]) -> str:
     more = [row for row in rows if row["low"] > 0]
     rest = [row for row in rows if row["low"] <= 0]
     if not more:
-        return f"A source with new, untrained weights is as alike: {joined([_change(row) for row in rest])}. "
-    text = f"Over a source with new, untrained weights it leads in {joined([_change(row) for row in more])}"
+        return f"Over a source with new, untrained weights it leads for certain in no module: {joined([_change(row) for row in rest])}. "
+    text = f"Over a source with new, untrained weights it leads for certain in {joined([_change(row) for row in more])}"
     return f"{text}, not in {joined([_change(row) for row in rest])}. " if rest else f"{text}. "
 
 
