@@ -114,8 +114,8 @@ def _changes(group: Group, several: str) -> Figure:
             name=f"changes{several}",
             label="Change of every setting against the target with its interval",
         ),
-        shown="the score of every setting minus the target's, on the same items, with its interval over seeds and units.",
-        read=f"an interval that leaves out zero is a change by itself; with {len(rows)} settings some do so by chance. After Holm's "
+        shown="The score of every setting minus the target's, on the same items, with its interval over seeds and units.",
+        read=f"An interval that leaves out zero is a change by itself; with {len(rows)} settings some do so by chance. After Holm's "
         f"correction {clear} of {len(rows)} stay clear of zero. A change says nothing about where it came from.",
         chance=f"{percent(missed)} of intervals leave out zero where nothing changed; of {len(rows)}, about {missed * len(rows):.1f}.",
         origin=ORIGIN,
@@ -150,7 +150,7 @@ def _along(group: Group, axis: str, several: str) -> Figure:
         title=title,
         svg=draw(panels, values, axis, name, title),
         shown=(
-            f"the score on tier {group.tier} for every value of {axis}"
+            f"The score on tier {group.tier} for every value of {axis}"
             + (
                 ", averaged over the other settings; the band spans their lowest and highest"
                 if mean
@@ -160,14 +160,15 @@ def _along(group: Group, axis: str, several: str) -> Figure:
                 f"{'; below it' if has_loss else ''}{' the loss on the valid split with the band from its lowest to its highest seed' if has_loss else ''}."
             )
         ),
-        read=f"where bands overlap much, values do not differ. The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
+        read="Where bands overlap much, the picture does not tell values apart; the table of the sweep has every setting against the best, paired by item. "
+        f"The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
         + (
             "; a setting should be chosen where the valid loss is lowest, and not where the test score is highest."
             if has_loss
             else "; it is the best of several tries, so it looks better than it is."
         ),
-        chance=(f"a constant guess scores {chance:.3f}; " if chance is not None else "")
-        + "an axis that does not matter gives a level line within its band.",
+        chance=(f"A constant guess scores {chance:.3f}. " if chance is not None else "")
+        + "An axis that does not matter gives a level line within its band.",
         origin=ORIGIN,
         columns=["setting", "score", "target", "change", "valid loss"],
         rows=[_cells(row) for row in group.rows],
@@ -247,10 +248,10 @@ def _heat(group: Group, several: str) -> list[Figure]:
                 name=name,
                 title=f"Score over {last(across)} and {last(up)}",
                 svg=heatmaps(panels, name, f"Score over {across} and {up}"),
-                shown=f"the score on tier {group.tier} for every pair of values; the frame marks the highest score.",
-                read="a ridge along one axis says that the other does not matter; single bright cells are most likely chance. The scale runs "
+                shown=f"The score on tier {group.tier} for every pair of values; the frame marks the highest score.",
+                read="A ridge along one axis says that the other does not matter; single bright cells are most likely chance. The scale runs "
                 f"from the lowest to the highest score here, {min(scores):.3f} to {max(scores):.3f}.",
-                chance="the brightest of many equal cells lies above the others by about two standard errors.",
+                chance="The brightest of many equal cells lies above the others by about two standard errors.",
                 origin=ORIGIN,
             )
         )
@@ -308,10 +309,10 @@ def _sizes(group: Group, several: str) -> list[Figure]:
             name=name,
             title=title,
             svg=draw([panel], values, axis, name, title),
-            shown="the score minus the target's, by how many times larger the source is; the band is the interval.",
-            read="if transfer suffers from the gap between scales, the line falls to the right. Sources of several sizes differ in more than "
+            shown="The score minus the target's, by how many times larger the source is; the band is the interval.",
+            read="If transfer suffers from the gap between scales, the line falls to the right. Sources of several sizes differ in more than "
             "size: look at their own scores too.",
-            chance="no change at any ratio: a level line at zero.",
+            chance="No change at any ratio: a level line at zero.",
             origin=ORIGIN,
             columns=["setting", "ratio", "source's score", "change"],
             rows=[
