@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -13,64 +12,13 @@ from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
 from pkt.report.numbers import percent, plus_minus
+from pkt.report.sweep_groups import RECIPE, Group, distinct, groups, last, value_of
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
 from pkt.report.sweep_words import change, is_clear, score
 
 Row = Mapping[str, Any]
 ORIGIN = "sweep.json"
 MOST_DOTS, MOST_LINES = 40, 8
-RECIPE = "recipe"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Points that were scored on the same items, and the axes that vary among them."""
-
-    rows: list[Row]
-    tier: str
-    number: int
-    best: str
-    chosen: str | None
-
-    @property
-    def axes(self) -> dict[str, list[Any]]:
-        """Values by axis, of those that have several; recipes are one."""
-        names = [RECIPE, *self.rows[0]["settings"]]
-        found = {name: _distinct([value_of(row, name) for row in self.rows]) for name in names}
-        return {name: values for name, values in found.items() if len(values) > 1}
-
-    def others(self, row: Row, axes: Sequence[str]) -> str:
-        """What a point has on the axes that are not `axes`."""
-        rest = [axis for axis in self.axes if axis not in axes]
-        return ", ".join(
-            named(value_of(row, a)) if a == RECIPE else f"{last(a)}={named(value_of(row, a))}" for a in rest
-        )
-
-
-def groups(sweep: Row) -> list[Group]:
-    """The groups of a sweep."""
-    by_name = {row["point"]: row for row in sweep["points"]}
-    return [
-        Group(
-            [by_name[name] for name in found["points"]], found["tier"], i, found["best"], found["chosen_by_valid_loss"]
-        )
-        for i, found in enumerate(sweep["groups"], 1)
-    ]
-
-
-def value_of(row: Row, axis: str) -> Any:
-    """A point's value on an axis."""
-    return row["recipe"] if axis == RECIPE else row["settings"].get(axis)
-
-
-def last(key: str) -> str:
-    """The last part of a key: `steps` of `method.steps`."""
-    return key.rpartition(".")[2]
-
-
-def _distinct(values: Sequence[Any]) -> list[Any]:
-    """Values, each once, in their order; 1 and true are two."""
-    return list({repr(value): value for value in values}.values())
 
 
 def figures(sweep: Row) -> list[Figure]:
@@ -210,7 +158,7 @@ def _lost(row: Row) -> tuple[float, float, float]:
 
 def _is_mean(group: Group, axis: str) -> bool:
     """Whether there are more lines than a reader can tell apart."""
-    return len(_distinct([group.others(row, [axis]) for row in group.rows])) > MOST_LINES
+    return len(distinct([group.others(row, [axis]) for row in group.rows])) > MOST_LINES
 
 
 def _lines(group: Group, axis: str, read: Callable[[Row], tuple[float, float, float]]) -> list[Line]:
@@ -237,7 +185,7 @@ def _heat(group: Group, several: str) -> list[Figure]:
     """A heat map of every pair of axes, a panel for each setting of the rest."""
     found = []
     for across, up in itertools.combinations(group.axes, 2):
-        rest = _distinct([group.others(row, [across, up]) for row in group.rows])
+        rest = distinct([group.others(row, [across, up]) for row in group.rows])
         if len(rest) > MOST_LINES:
             continue
         scores = [row["scores"][group.tier]["score"] for row in group.rows]
@@ -299,7 +247,7 @@ def _sizes(group: Group, several: str) -> list[Figure]:
         return []
     name = f"sizes{several}"
     title = "Change against the ratio of sizes"
-    values = _distinct([mark.at for marks in lines.values() for mark in marks])
+    values = distinct([mark.at for marks in lines.values() for mark in marks])
     panel = Panel(
         f"change of the score, tier {group.tier}", [Line(*line) for line in lines.items()], {"no change": 0.0}
     )
