@@ -231,3 +231,12 @@ def test_one_unit_alone_has_a_page_without_changes():
     assert '<figure id="changes">' not in text
     assert '<figure id="sizes">' not in text
     assert '<figure id="along-name">' in text
+
+
+def test_axes_with_one_last_part_have_pictures_of_their_own():
+    content, _ = sweep_data.make({"method.name": ["laten", "direct"], "source.name": ["nano/source", "nano/big"]})
+    found = figures(content)
+    names = [figure.name for figure in found]
+    assert len(set(names)) == len(names)
+    assert {"along-method-name", "along-source-name"} <= set(names)
+    assert all("method.name=direct" in figure.svg for figure in found if figure.name == "along-source-name")

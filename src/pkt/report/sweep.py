@@ -12,7 +12,7 @@ from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
 from pkt.report.numbers import percent, plus_minus
-from pkt.report.sweep_groups import RECIPE, Group, distinct, groups, last, value_of
+from pkt.report.sweep_groups import RECIPE, Group, distinct, groups, value_of
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
 from pkt.report.sweep_words import change, is_clear, score
 
@@ -89,7 +89,7 @@ def _along(group: Group, axis: str, several: str) -> Figure:
     if has_loss:
         panels.append(Panel("loss on the valid split (nats per token)", _lines(group, axis, _lost), {}))
     mean = _is_mean(group, axis)
-    name = f"along-{last(axis).replace('_', '-')}{several}"
+    name = f"along-{_slug(group.short(axis))}{several}"
     title = "Score against labels" if axis == "task.labels" else f"Score along {axis}"
     best = max(group.rows, key=lambda row: row["scores"][group.tier]["score"])
     chance = group.rows[0]["chance"].get(group.tier)
@@ -121,6 +121,10 @@ def _along(group: Group, axis: str, several: str) -> Figure:
         columns=["setting", "score", "target", "change", "valid loss"],
         rows=[_cells(row) for row in group.rows],
     )
+
+
+def _slug(axis: str) -> str:
+    return axis.replace("_", "-").replace(".", "-")
 
 
 def _cells(row: Row) -> list[str]:
@@ -190,11 +194,11 @@ def _heat(group: Group, several: str) -> list[Figure]:
             continue
         scores = [row["scores"][group.tier]["score"] for row in group.rows]
         panels = [_panel(group, across, up, one, min(scores), max(scores)) for one in rest]
-        name = f"grid-{last(across)}-{last(up)}{several}".replace("_", "-")
+        name = f"grid-{_slug(group.short(across))}-{_slug(group.short(up))}{several}"
         found.append(
             Figure(
                 name=name,
-                title=f"Score over {last(across)} and {last(up)}",
+                title=f"Score over {group.short(across)} and {group.short(up)}",
                 svg=heatmaps(panels, name, f"Score over {across} and {up}"),
                 shown=f"The score on tier {group.tier} for every pair of values; the frame marks the highest score.",
                 read="A ridge along one axis says that the other does not matter; single bright cells are most likely chance. The scale runs "
@@ -223,8 +227,8 @@ def _panel(group: Group, across: str, up: str, rest: str, low: float, high: floa
         values=values,
         rows=[named(value) for value in rows],
         columns=[named(value) for value in columns],
-        xlabel=last(across),
-        ylabel=last(up),
+        xlabel=group.short(across),
+        ylabel=group.short(up),
         marks=frozenset(marks),
         low=low,
         high=high if high > low else low + 1e-9,

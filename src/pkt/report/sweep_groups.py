@@ -29,11 +29,17 @@ class Group:
         found = {name: distinct([value_of(row, name) for row in self.rows]) for name in names}
         return {name: values for name, values in found.items() if len(values) > 1}
 
+    def short(self, axis: str) -> str:
+        """The last part of an axis, `steps` of `method.steps`, if no other axis ends so."""
+        ends = [other.rpartition(".")[2] for other in self.axes]
+        end = axis.rpartition(".")[2]
+        return end if ends.count(end) == 1 else axis
+
     def others(self, row: Row, axes: Sequence[str]) -> str:
         """What a point has on the axes that are not `axes`."""
         rest = [axis for axis in self.axes if axis not in axes]
         return ", ".join(
-            named(value_of(row, a)) if a == RECIPE else f"{last(a)}={named(value_of(row, a))}" for a in rest
+            named(value_of(row, a)) if a == RECIPE else f"{self.short(a)}={named(value_of(row, a))}" for a in rest
         )
 
 
@@ -51,11 +57,6 @@ def groups(sweep: Row) -> list[Group]:
 def value_of(row: Row, axis: str) -> Any:
     """A point's value on an axis."""
     return row["recipe"] if axis == RECIPE else row["settings"].get(axis)
-
-
-def last(key: str) -> str:
-    """The last part of a key: `steps` of `method.steps`."""
-    return key.rpartition(".")[2]
 
 
 def distinct(values: Sequence[Any]) -> list[Any]:
