@@ -20,7 +20,7 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
     alike = [row for row in best if row["low"] > row["null_95"]]
     values = joined([f"{row['module']} {row['mean']:.2f}" for row in best])
     text = f"Mean {NAMES[leading]} over all pairs of layers: {values}"
-    chance = f"where chance stays below {max(row['null_95'] for row in rows):.3f}"
+    chance = f"where 95 % of permutations stay below {max(row['null_95'] for row in rows):.3f}"
     if len(alike) == len(rows):
         text += f", {chance}"
     elif alike:
