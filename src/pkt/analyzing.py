@@ -74,6 +74,8 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
         tables = [folder / f"{name}-{table}.csv" for table in result.tables]
         for at, rows in zip(tables, result.tables.values(), strict=True):
             write_text(at, csv_text(rows))
+        for left in set(folder.glob(f"{name}-*.csv")) - set(tables):
+            left.unlink()  # a table of other options, which the numbers here know nothing of
         return [path, *tables]
 
     with locked(folder):

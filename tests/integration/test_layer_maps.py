@@ -215,6 +215,11 @@ def test_too_little_text_is_refused_before_anything_is_read(recipe, source, data
     asked = recipe(source=source.name, task=task, method=method)
     pkt("run", asked, "--out", tmp_path / "out").refuses("in 1 of them", "expected 16 positions in two texts at least")
     assert not (tmp_path / "out").exists()
+    blocks = recipe(
+        source=source.name, task=task, method={**OPTIONS["seeking"], "name": "seeking", "layer_map": "similarity"}
+    )
+    pkt("analyze", "parametric", blocks, "--out", tmp_path / "out").refuses("in 1 of them", "expected 16 positions")
+    assert not (tmp_path / "out").exists()
     assert pkt("run", asked, "--out", tmp_path / "out", "--set", "method.layer_map=depth").code == 0
 
 

@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pkt.align.lora import adapted
 from pkt.analyses.parametric import STARTS, ParametricConfig, _starts
@@ -245,6 +247,21 @@ def test_a_rank_that_leaves_nothing(pkt, recipe, tmp_path):
     assert pkt("analyze", "parametric", recipe(), "--out", tmp_path / "a", *more).code == 0
     rows = json.loads((tmp_path / "a" / "parametric.json").read_text())["tables"]["cosines"]
     assert all(row["remainder"] is None and row["own"] == pytest.approx(1) for row in rows if row["init"] == "pissa")
+
+
+def test_a_zero_matrix_and_a_source_as_large_as_the_target(pkt, recipe, make_lm, tmp_path):
+    shutil.copytree(make_lm("llama", "target").checkpoint.folder, tmp_path / "zeroed")
+    file = tmp_path / "zeroed" / "model.safetensors"
+    held = load_file(file)
+    held["model.layers.0.self_attn.o_proj.weight"].zero_()
+    save_file(held, file, {"format": "pt"})
+    path = recipe(source=make_lm("llama", "target", rms_norm_eps=1.1e-5).name, target=str(tmp_path / "zeroed"))
+    assert pkt("analyze", "parametric", path, "--out", tmp_path / "a", *SET).code == 0
+    found = json.loads((tmp_path / "a" / "parametric.json").read_text())
+    zero = [row for row in found["tables"]["cosines"] if (row["layer"], row["module"]) == (0, "o")]
+    assert {row["own"] for row in zero} == {None}
+    assert any("every block is the whole matrix" in note for note in found["notes"])
+    assert (tmp_path / "a" / "parametric.html").is_file()
 
 
 def test_the_page(found, analyzed):

@@ -14,6 +14,7 @@ from pkt.errors import DataError, UnsupportedModelError
 from pkt.models.controls import RandomSource
 from pkt.models.hooks import record
 from pkt.models.lm import LM
+from pkt.report.representation_words import sentence
 from pkt.similarity.grams import MODULES, RESIDUAL, Grams, Untrained, gram, num_features
 from pkt.similarity.layers import layer_similarity
 from pkt.similarity.measures import CKA
@@ -268,6 +269,9 @@ def test_a_specialist_beside_the_source(pkt, recipe, folder, tmp_path, make_lm):
     assert len(tables["layer_differences"]) == 6
     assert "The specialist " in found["sentence"]
     assert other in (out / "representation.html").read_text(encoding="utf-8")
+    assert (out / "representation-differences.csv").is_file()
+    assert analyze().code == 0
+    assert {path.name for path in out.glob("*.csv")} == {f"representation-{name}.csv" for name in alone}
     analyze(f"analysis.specialist={make_lm('llama', 'source').name}").refuses("analysis.specialist", "source itself")
 
 
@@ -305,3 +309,32 @@ def test_a_missing_split_is_named(pkt, recipe, data, tmp_path):
     (data / "splits" / "gsm8k" / "train.jsonl").unlink()
     path = recipe(task={"name": "gsm8k", "data": str(data), "prompt_style": "plain"})
     pkt("analyze", "representation", path, "--out", tmp_path / "out").refuses("train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        ((-0.2, -0.1), "it leads for certain in no module: up (−0.150) and v (−0.050)."),
+        ((-0.2, 0.1), "it leads for certain in v (+0.150), not in up (−0.150)."),
+        ((0.1, 0.1), "it leads for certain in up (+0.150) and v (+0.150)."),
+    ],
+)
+def test_the_sentence_says_no_more_of_an_untrained_source_than_is_certain(low, said):
+    modules = [
+        {"role": "source", "module": name, "measure": "cka", "mean": 0.4, "low": 0.3, "null_95": 0.1}
+        for name in ("up", "v")
+    ]
+    differences = [
+        {
+            "role": "source",
+            "less": "untrained",
+            "module": name,
+            "measure": "cka",
+            "value": at + 0.05,
+            "low": at,
+            "high": at + 0.1,
+        }
+        for name, at in zip(("up", "v"), low, strict=True)
+    ]
+    text = sentence({"modules": modules, "best": [], "differences": differences})
+    assert f"Over a source with new, untrained weights {said}" in text

@@ -292,7 +292,7 @@ def test_neurons_drawn_at_random_are_compared_by_seed(make, tmp_path):
     for row in found["tables"]["jaccard"]:
         if row["layer"] == ALL:
             assert abs(row["mean"] - row["chance"]) < 4 * row["chance_sd"]
-    assert "draws of seeds are compared" in found["notes"][0]
+    assert "random draws are compared" in found["notes"][0]
     assert found["tables"]["layers"]
 
 

@@ -145,6 +145,7 @@ def test_holm_by_hand():
     assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
     assert holm([0.3]) == [0.3]
     assert holm([]) == []
+    assert holm([0.01, 0.04], family=6) == pytest.approx([0.06, 0.2])
 
 
 @given(st.lists(st.integers(0, 997).map(lambda k: k / 997), min_size=1, max_size=8), st.integers(1, 1008))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pkt.report.stability import chance_levels, figures
-from pkt.report.stability_words import alike, joined, sentence
+from pkt.report.stability_words import alike, sentence
+from pkt.report.words import joined
 
 
 def jaccard(between: str, mean: float, layer: object = "all", kind: str = "ffn", model: str = "target", **more) -> dict:
@@ -95,6 +96,19 @@ def test_words_follow_the_share_above_chance():
     ]  # fmt: skip
     assert joined(["a"]) == "a"
     assert joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_where_everything_is_chosen_there_is_nothing_to_compare():
+    every = {"chance": 1.0, "corrected": None}
+    tables = {"jaccard": [jaccard("seeds", 1.0, **every)], "deltas": [delta("all", None)]}
+    assert sentence(tables, "blocks", "seeking") == (
+        "seeking: located blocks are all there is, so the same for two halves of the extract split (1.00), where chance gives 1.00 "
+        "(Jaccard index); the deltas are zero."
+    )
+    tables["jaccard"].append(jaccard("seeds", 0.05, model="source"))  # of the source there is something left to choose
+    assert "no more alike than by chance for two halves of the extract split (0.05)" in sentence(
+        tables, "neurons", "laten"
+    )
 
 
 def test_chance_is_one_line_or_its_ends():

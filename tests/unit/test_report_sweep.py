@@ -14,7 +14,7 @@ from pkt.report.sweep import figures
 from pkt.report.sweep_page import page, plain, terminal
 from pkt.report.sweep_plot import axis_scale, is_log, named
 from pkt.report.sweep_words import sentences
-from pkt.sweeping.table import difference
+from pkt.sweeping.table import Found, _group, difference
 from pkt.tier_scores import Items
 
 TWO = {"method.steps": [2, 4, 8, 16], "method.bias": [False, True]}
@@ -204,3 +204,39 @@ def test_every_pair_of_axes_has_a_heat_map_with_a_panel_for_each_setting_of_the_
         f"grid-{a}-{b}" for a, b in itertools.combinations(("hidden", "depth", "bias"), 2)
     ]
     assert "bias=true" in found[0].svg
+
+
+def test_settings_that_are_equal_are_seldom_called_below_the_best():
+    """The best of sixteen equal settings is the luckiest: that must not condemn the others."""
+    rng, called, draws = np.random.default_rng(3), 0, 100
+    for _ in range(draws):
+        found = []
+        for number in range(16):
+            scored = items(rng.integers(0, 2, (1, 60)).astype(float))
+            row = {"task": "t", "target": "m", "tier": "new", "point": str(number), "change": None, "valid_loss": None, "against_best": None}  # fmt: skip
+            found.append(Found(row | {"scores": {"new": {"score": float(scored.scores_SI.mean())}}}, scored))
+        _group(found)
+        called += any(one.row["against_best"] and one.row["against_best"]["p_holm"] < 0.05 for one in found)
+    assert called <= 10
+
+
+def test_one_unit_alone_has_a_page_without_changes():
+    content, costs = sweep_data.make({"source.name": ["nano/source", "nano/big"]})
+    for number, row in enumerate(content["points"], 1):
+        row.update(change=None, against_best=None, source_parameters=number * 1_000_000)
+    said = sentences(content)
+    assert "cannot be said" in said[1]
+    assert not any("more than chance allows" in one for one in said)
+    text = page({**content, "sentences": said}, costs)
+    assert '<figure id="changes">' not in text
+    assert '<figure id="sizes">' not in text
+    assert '<figure id="along-name">' in text
+
+
+def test_axes_with_one_last_part_have_pictures_of_their_own():
+    content, _ = sweep_data.make({"method.name": ["laten", "direct"], "source.name": ["nano/source", "nano/big"]})
+    found = figures(content)
+    names = [figure.name for figure in found]
+    assert len(set(names)) == len(names)
+    assert {"along-method-name", "along-source-name"} <= set(names)
+    assert all("method.name=direct" in figure.svg for figure in found if figure.name == "along-source-name")

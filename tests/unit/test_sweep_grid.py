@@ -102,6 +102,15 @@ def test_folder_names_are_safe_short_and_distinct():
     assert len({folder_name(point.name) for point in found}) == 2
 
 
+def test_recipes_whose_names_differ_in_odd_characters_have_folders_of_their_own(tmp_path):
+    text = (RECIPES / "nano_tuned.yaml").read_text(encoding="utf-8")
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for path, name in zip(files, ("a/b", "a-b"), strict=True):
+        path.write_text(f"{text}\nname: {name}\n", encoding="utf-8")
+    found = points(load_sweep([str(path) for path in files], {"method.steps": [2]}))
+    assert len({folder_name(point.name) for point in found}) == 2
+
+
 def test_seeds_count_on_and_share_the_test_items():
     sweep = load_sweep(["nano_tuned"], FEW, ["seed=5", "evaluate.limit=3"], 2)
     runs = planned(sweep, Path("out"), certify=False)

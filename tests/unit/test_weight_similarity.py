@@ -11,6 +11,7 @@ from scipy.linalg import subspace_angles
 from scipy.stats import binom
 
 from pkt.align.low_rank import low_rank
+from pkt.similarity.start_rows import cosine_row
 from pkt.similarity.starts import module_rows, prediction_rows, random_rows
 from pkt.similarity.weights import (
     chance_square,
@@ -138,6 +139,12 @@ def test_a_random_start_lies_within_the_range_of_random_blocks_as_often_as_said(
     far = random_rows(cosines + rows("seeking", [9.0] * matrices), [], lambda o, n, p: binom.sf(o - 1, n, p))
     assert far[0]["inside"] == 0
     assert far[0]["p_value"] < 1e-9
+
+
+def test_of_a_weight_that_is_zero_nothing_is_predicted():
+    starts = [start_cosines(weight, normal(6, 4, seed=1)) for weight in (normal(6, 4), torch.zeros(6, 4))]
+    rows_ = [{"init": "seeking", "draw": 0, **cosine_row("seeking", 2, found, 0.5)} for found in starts]
+    assert [row["matrices"] for row in prediction_rows(rows_)] == [1, 1]
 
 
 def test_means_over_layers_and_the_range_of_draws():

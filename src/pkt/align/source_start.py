@@ -23,7 +23,7 @@ from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
 from pkt.extract.layers import check_depth
 from pkt.extract.pairing import LayerMapOptions, Pairing, pairing_of, similarity_key
-from pkt.inject.delta import Key, LowRank
+from pkt.inject.delta import Key, LowRank, key_name, key_named
 from pkt.memo import remembered
 from pkt.models.families import KINDS, LINEAR
 from pkt.models.lm import LM
@@ -116,14 +116,16 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
         fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
         start = _decompose(_blocks(source.real, target, found.corners, paired(found.layers), cfg), target, cfg, fixed)
         log.info("found blocks of %s in %.1f s", source.name, time.perf_counter() - begun)
-        norms = {f"norm.{_name(key)}": _norm(pair) for key, pair in start.items()}
-        corners = {f"corner.{_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
+        norms = {f"norm.{key_name(key)}": _norm(pair) for key, pair in start.items()}
+        corners = {f"corner.{key_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
         return {"layers": found.layers, **norms, **corners}
 
     header = {"model": source.name, "weights": source.digest, "examples": str(len(task.location)), "style": style}
     kept = remembered(path, header, make)
-    corners = {_key(n): (int(t[0]), int(t[1])) for n, t in kept.items() if n.startswith("corner.")}
-    norms = {_key(n): float(t) for n, t in kept.items() if n.startswith("norm.")}
+    corners = {
+        key_named(n.removeprefix("corner.")): (int(t[0]), int(t[1])) for n, t in kept.items() if n.startswith("corner.")
+    }
+    norms = {key_named(n.removeprefix("norm.")): float(t) for n, t in kept.items() if n.startswith("norm.")}
     return LocatedBlocks(Blocks(kept["layers"], corners), norms, paired(kept["layers"]), pairing)
 
 
@@ -180,12 +182,3 @@ def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) ->
 
 def _norm(pair: LowRank) -> Tensor:
     return pair.entries().double().norm().cpu()
-
-
-def _name(key: Key) -> str:
-    return f"{'-' if key[0] is None else key[0]}.{key[1]}"
-
-
-def _key(name: str) -> Key:
-    _, layer, part = name.split(".")
-    return None if layer == "-" else int(layer), part

@@ -26,6 +26,7 @@ from pkt.align.low_rank import low_rank
 from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks, location_key, source_blocks
 from pkt.analyses.base import AnalysisConfig, Result, Row, analysis
 from pkt.errors import ConfigError, DataError, PktError, UnsupportedModelError
+from pkt.extract.pairing import check_comparable
 from pkt.inject.delta import Key, LowRank
 from pkt.methods import METHODS
 from pkt.methods.base import Method, fork
@@ -111,6 +112,7 @@ def check(run: Run, cfg: ParametricConfig) -> None:
         raise type(e)(str(e).replace("method.", "analysis.")) from None  # they are options of the analysis here
     if not run.task.location:
         raise DataError(f"{run.task.name}: there is no example to locate with: the extract split is empty")
+    check_comparable(run.source, run.target, run.task, _seeking(run, cfg), run.style)
 
 
 def decides(run: Run, cfg: ParametricConfig) -> list[Any]:

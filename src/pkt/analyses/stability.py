@@ -183,7 +183,7 @@ def _located(
         drawn = {f"seed {seed}": located for seed in seeds if (located := locations.draws(seed))}
         notes.append(
             f"{locations.what} are drawn at random here: "
-            + ("draws of seeds are compared; " if drawn else "they are not compared; ")
+            + ("random draws are compared, one for each seed; " if drawn else "they are not compared; ")
             + "only layers depend on the examples."
         )
         return found | {"draws": drawn}

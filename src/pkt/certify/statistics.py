@@ -96,10 +96,15 @@ def spread(
     return Spread(mean, float(by_seed_S.var(ddof=1)), error**2 * num_units, len(by_seed_S), num_units, is_score)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given."""
+def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    Args:
+        family: number of hypotheses, where these were picked from more by looking at the data; None: these are all.
+    """
+    num = len(p_values) if family is None else family
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (num - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted

@@ -226,8 +226,8 @@ class Delta:
     def save(self, path: Path) -> None:
         """Write a safetensors file with the provenance in its header."""
         tensors = {
-            f"{'-' if layer is None else layer}.{part}.{name}": t.detach()
-            for (layer, part), change in self.changes.items()
+            f"{key_name(key)}.{name}": t.detach()
+            for key, change in self.changes.items()
             for name, t in change.tensors().items()
         }
         save_tensors(
@@ -252,12 +252,24 @@ class Delta:
                     )
                 parts: dict[Key, dict[str, Tensor]] = {}
                 for name in f.keys():
-                    layer, part, field_ = name.split(".")
-                    parts.setdefault((None if layer == "-" else int(layer), part), {})[field_] = f.get_tensor(name)
+                    key, _, field_ = name.rpartition(".")
+                    parts.setdefault(key_named(key), {})[field_] = f.get_tensor(name)
         except SafetensorError as e:
             raise DataError(f"{path}: not a safetensors file ({e})") from e
         ordered = sorted(parts.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0, item[0][1]))
         return Delta({key: _change(t) for key, t in ordered}, header["provenance"])
+
+
+def key_name(key: Key) -> str:
+    """`LAYER.PART`, as files name it; `-` stands for no layer."""
+    layer, part = key
+    return f"{'-' if layer is None else layer}.{part}"
+
+
+def key_named(name: str) -> Key:
+    """The key of that name."""
+    layer, part = name.split(".")
+    return None if layer == "-" else int(layer), part
 
 
 def _change(tensors: dict[str, Tensor]) -> Change:

@@ -21,7 +21,7 @@ from pkt.align.source_start import (
     location_key,
     source_start,
 )
-from pkt.inject.delta import Delta, Key, LowRank
+from pkt.inject.delta import Delta, Key, LowRank, key_name
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
@@ -86,9 +86,9 @@ def seeking(source: LM, target: LM, task: Task, cfg: SourceStartConfig, gen: Gen
             "corners": None
             if cfg.blocks == "random"
             else {
-                f"{'-' if at is None else at}.{part}": corner
-                for (at, part), corner in found.blocks.corners.items()
-                if at is None or at in found.layers
+                key_name(key): corner
+                for key, corner in found.blocks.corners.items()
+                if key[0] is None or key[0] in found.layers
             },
             **found.described(),
         },

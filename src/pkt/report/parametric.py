@@ -11,6 +11,7 @@ from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel, heatmaps
 from pkt.report.numbers import p_value, percent, plain
 from pkt.report.parametric_ranks import angles, energy, ranks
+from pkt.report.parametric_words import ALPHA
 from pkt.report.starts import LOOKS, gap, name_of, number, prediction
 from pkt.similarity.starts import PUBLISHED, RANDOM_BLOCK, Row, names
 
@@ -155,7 +156,8 @@ def _against_random(tables: Mapping[str, list[Row]], draws: int) -> Figure:
     rows = [row for row in tables["against_random"] if row["init"] != "pissa"]
     expected = (draws - 1) / (draws + 1)
     shown = [Dot(QUANTITIES[r["quantity"]], r["inside"] / r["matrices"], group=name_of(r["init"])) for r in rows]
-    apart = [r for r in rows if r["init"].startswith("seeking") and r["p_value"] < 0.05]
+    tested = sum(r["init"].startswith("seeking") for r in rows)
+    apart = [r for r in rows if r["init"].startswith("seeking") and r["p_value"] < ALPHA]
     said = "; ".join(
         f"{name_of(r['init'])}, {QUANTITIES[r['quantity']]}: {r['inside']} of {r['matrices']}" for r in apart
     )
@@ -166,9 +168,10 @@ def _against_random(tables: Mapping[str, list[Row]], draws: int) -> Figure:
                  name="against-random", label="Share of matrices within the range of random blocks"),
         shown=f"The share of matrices in which a start lies between the smallest and the largest of {draws} random blocks of the same source "
         "matrix. PiSSA, which is made from the weight, is in the table.",
-        read=f"Within the range less often than chance would have it (p < 0.05): {said}." if apart else "In nothing that is measured does Seeking's start differ "
-        "from one more random block (every p at least 0.05).",
-        chance=f"One more random block would lie within the range with probability {plain(expected, 2)}.",
+        read=f"Within the range less often than chance would have it (p < {ALPHA}): {said}." if apart else "In nothing that is measured does Seeking's start differ "
+        f"from one more random block (every p at least {ALPHA}).",
+        chance=f"One more random block would lie within the range with probability {plain(expected, 2)}. Of the {tested} counts for Seeking about "
+        f"{plain(ALPHA * tested, 1)} would have p < {ALPHA} all the same.",
         origin="parametric-against_random.csv",
         columns=["start", "quantity", "within", "expected", "of", "p", "mean", "random blocks' mean"],
         rows=[

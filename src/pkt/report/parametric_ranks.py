@@ -100,8 +100,8 @@ def energy(tables: Mapping[str, list[Row]]) -> Figure:
     plots = [
         _by_rank(rows, MATRICES, "kept", module, [module], "energy kept", (0, 1.02)) for module in names(rows, "module")
     ]
-    sweep = [row for row in tables["cosines"] if row["init"] == "pissa" and row["layer"] is not None]
-    kept = mean(row["own"] ** 2 for row in sweep)
+    sweep = [row["own"] for row in tables["cosines"] if row["init"] == "pissa" and row["layer"] is not None]
+    kept = mean(own if own is None else own**2 for own in sweep)
     return Figure(
         name="energy",
         title="Energy kept per rank",

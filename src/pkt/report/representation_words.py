@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pkt.report.words import joined
+
 Row = dict[str, Any]
 NAMES = {"cka": "debiased CKA", "cka_biased": "biased CKA", "rsa": "RSA", "ridge": "R2 of ridge maps"}
 """Of the measures."""
@@ -16,13 +18,13 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
     rows = [row for row in tables["modules"] if row["measure"] == leading and row["role"] == "source"]
     best = sorted(rows, key=lambda row: -row["mean"])
     alike = [row for row in best if row["low"] > row["null_95"]]
-    values = _list([f"{row['module']} {row['mean']:.2f}" for row in best])
+    values = joined([f"{row['module']} {row['mean']:.2f}" for row in best])
     text = f"Mean {NAMES[leading]} over all pairs of layers: {values}"
-    chance = f"where chance stays below {max(row['null_95'] for row in rows):.3f}"
+    chance = f"where 95 % of permutations stay below {max(row['null_95'] for row in rows):.3f}"
     if len(alike) == len(rows):
         text += f", {chance}"
     elif alike:
-        text += f", {chance}; for certain above it: {_list([row['module'] for row in alike])}"
+        text += f", {chance}; for certain above it: {joined([row['module'] for row in alike])}"
     else:
         text += f", {chance}: none is above it for certain"
     differences = [row for row in tables.get("differences", []) if row["measure"] == leading]
@@ -37,9 +39,9 @@ def _untrained(rows: Sequence[Row]) -> str:
     more = [row for row in rows if row["low"] > 0]
     rest = [row for row in rows if row["low"] <= 0]
     if not more:
-        return f"A source with new, untrained weights is as alike: {_list([_change(row) for row in rest])}. "
-    text = f"Over a source with new, untrained weights it leads in {_list([_change(row) for row in more])}"
-    return f"{text}, not in {_list([_change(row) for row in rest])}. " if rest else f"{text}. "
+        return f"Over a source with new, untrained weights it leads for certain in no module: {joined([_change(row) for row in rest])}. "
+    text = f"Over a source with new, untrained weights it leads for certain in {joined([_change(row) for row in more])}"
+    return f"{text}, not in {joined([_change(row) for row in rest])}. " if rest else f"{text}. "
 
 
 def best_layers(rows: Sequence[Row], measure: str, role: str = "source") -> dict[str, list[int]]:
@@ -66,7 +68,7 @@ def _order(rows: Sequence[Row], measure: str) -> str:
         return "The best-matching source layers are in order of depth in every module."
     if not ordered:
         return f"The best-matching source layers are in order of depth in no module: {'; '.join(rest)}."
-    return f"The best-matching source layers are in order of depth for {_list(ordered)}, not for {_list(rest)}."
+    return f"The best-matching source layers are in order of depth for {joined(ordered)}, not for {joined(rest)}."
 
 
 def _specialist(found: Sequence[Row]) -> str:
@@ -76,7 +78,7 @@ def _specialist(found: Sequence[Row]) -> str:
         "more alike to the target": [row for row in found if row["low"] > 0],
         "less alike": [row for row in found if row["high"] < 0],
     }
-    parts = [f"{what} in {_list([_change(row) for row in held])}" for what, held in kinds.items() if held]
+    parts = [f"{what} in {joined([_change(row) for row in held])}" for what, held in kinds.items() if held]
     if not parts:
         largest = max(abs(row["value"]) for row in found)
         return f" The specialist differs from the source in no module for certain (by {largest:.2f} at most)."
@@ -86,7 +88,3 @@ def _specialist(found: Sequence[Row]) -> str:
 def _change(row: Row) -> str:
     sign = "−" if row["value"] < 0 else "+"
     return f"{row['module']} ({sign}{abs(row['value']):.3f})"
-
-
-def _list(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -12,14 +12,15 @@ from pkt.report.numbers import finite
 from pkt.report.plots import KINDS
 from pkt.report.stability_plots import layer_bars
 from pkt.report.stability_seeds import JSON, deltas, ranges, scores
-from pkt.report.stability_words import ALL, BETWEEN
+from pkt.report.stability_words import BETWEEN
+from pkt.stability.located import ALL
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 NAMES = {
     "examples": "single examples",
     "seeds": "halves, by seed",
-    "draws": "draws of seeds",
+    "draws": "random draws",
     "tasks": "tasks",
     "dtypes": "dtypes",
 }

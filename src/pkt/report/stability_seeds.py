@@ -11,7 +11,7 @@ from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel, heatmaps
 from pkt.report.numbers import percent, signed
 from pkt.report.stability_plots import range_lines
-from pkt.report.stability_words import ALL
+from pkt.stability.located import ALL
 
 Rows = Sequence[Mapping[str, Any]]
 JSON = "stability.json"

@@ -6,28 +6,31 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pkt.report.words import joined
+from pkt.stability.located import ALL
+
 Row = Mapping[str, Any]
-ALL = "all"
-"""Stands in a column of layers or parts where all are taken together."""
 BETWEEN = {
     "examples": "two single examples",
     "seeds": "two halves of the extract split",
-    "draws": "draws of two seeds",
+    "draws": "two random draws",
     "tasks": "two tasks",
     "dtypes": "two dtypes",
 }
 """What is compared, in words."""
 
 
-def overall(rows: Sequence[Row], between: str) -> tuple[float, float, float] | None:
-    """Jaccard index of a comparison, its chance level and the index above chance (1 is equal), the means over kinds and models."""
+def overall(rows: Sequence[Row], between: str) -> tuple[float, float, float | None] | None:
+    """Jaccard index of a comparison, its chance level and the index above chance (1 is equal), the means over kinds and models.
+
+    Where everything is chosen there is nothing to compare: such kinds count only if there are no others, and then nothing is above chance.
+    """
     held = [row for row in rows if row["between"] == between and row["layer"] == ALL]
     if not held:
         return None
-    mean, chance, above = (
-        statistics.fmean(row[name] for row in held if row[name] is not None) for name in ("mean", "chance", "corrected")
-    )
-    return mean, chance, above
+    open_ = [row for row in held if row["corrected"] is not None]
+    mean, chance = (statistics.fmean(row[name] for row in open_ or held) for name in ("mean", "chance"))
+    return mean, chance, statistics.fmean(row["corrected"] for row in open_) if open_ else None
 
 
 def sentence(tables: Mapping[str, Sequence[Row]], what: str, method: str) -> str:
@@ -51,13 +54,10 @@ def _located(rows: Sequence[Row], what: str) -> list[str]:
     return [f"located {what} are {told}, where chance gives {statistics.fmean(chances):.2f} (Jaccard index)"]
 
 
-def joined(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def alike(above: float) -> str:
-    """An index above chance, as a share of what there is above it, in words."""
+def alike(above: float | None) -> str:
+    """An index above chance, as a share of what there is above it, in words; None where everything is chosen."""
+    if above is None:
+        return "all there is, so the same"
     if above >= 0.9:
         return "almost the same"
     if above >= 0.5:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -12,65 +11,14 @@ from pkt.report.dots import Dot, dots
 from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
-from pkt.report.numbers import plus_minus
+from pkt.report.numbers import percent, plus_minus
+from pkt.report.sweep_groups import RECIPE, Group, distinct, groups, value_of
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
-from pkt.report.sweep_words import change, score
+from pkt.report.sweep_words import change, is_clear, score
 
 Row = Mapping[str, Any]
 ORIGIN = "sweep.json"
 MOST_DOTS, MOST_LINES = 40, 8
-RECIPE = "recipe"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Points that were scored on the same items, and the axes that vary among them."""
-
-    rows: list[Row]
-    tier: str
-    number: int
-    best: str
-    chosen: str | None
-
-    @property
-    def axes(self) -> dict[str, list[Any]]:
-        """Values by axis, of those that have several; recipes are one."""
-        names = [RECIPE, *self.rows[0]["settings"]]
-        found = {name: _distinct([value_of(row, name) for row in self.rows]) for name in names}
-        return {name: values for name, values in found.items() if len(values) > 1}
-
-    def others(self, row: Row, axes: Sequence[str]) -> str:
-        """What a point has on the axes that are not `axes`."""
-        rest = [axis for axis in self.axes if axis not in axes]
-        return ", ".join(
-            named(value_of(row, a)) if a == RECIPE else f"{last(a)}={named(value_of(row, a))}" for a in rest
-        )
-
-
-def groups(sweep: Row) -> list[Group]:
-    """The groups of a sweep."""
-    by_name = {row["point"]: row for row in sweep["points"]}
-    return [
-        Group(
-            [by_name[name] for name in found["points"]], found["tier"], i, found["best"], found["chosen_by_valid_loss"]
-        )
-        for i, found in enumerate(sweep["groups"], 1)
-    ]
-
-
-def value_of(row: Row, axis: str) -> Any:
-    """A point's value on an axis."""
-    return row["recipe"] if axis == RECIPE else row["settings"].get(axis)
-
-
-def last(key: str) -> str:
-    """The last part of a key: `steps` of `method.steps`."""
-    return key.rpartition(".")[2]
-
-
-def _distinct(values: Sequence[Any]) -> list[Any]:
-    """Values, each once, in their order; 1 and true are two."""
-    return list({repr(value): value for value in values}.values())
 
 
 def figures(sweep: Row) -> list[Figure]:
@@ -78,7 +26,7 @@ def figures(sweep: Row) -> list[Figure]:
     found = []
     for group in groups(sweep):
         several = f"-{group.number}" if len(sweep["groups"]) > 1 else ""
-        if len(group.rows) <= MOST_DOTS:
+        if len(group.rows) <= MOST_DOTS and any(row["change"] for row in group.rows):
             found.append(_changes(group, several))
         numeric = [axis for axis in group.axes if axis != RECIPE]
         found += [_along(group, axis, several) for axis in numeric]
@@ -102,7 +50,8 @@ def _changes(group: Group, several: str) -> Figure:
         )
         for row in rows
     ]
-    clear = sum(row["change"]["p_holm"] < 1 - row["change"]["level"] for row in rows)
+    clear = sum(is_clear(row["change"]) for row in rows)
+    missed = 1 - rows[0]["change"]["level"]
     return Figure(
         name=f"changes{several}",
         title=f"Change against the target, tier {group.tier}",
@@ -113,10 +62,10 @@ def _changes(group: Group, several: str) -> Figure:
             name=f"changes{several}",
             label="Change of every setting against the target with its interval",
         ),
-        shown="the score of every setting minus the target's, on the same items, with its interval over seeds and units.",
-        read=f"an interval that leaves out zero is a change by itself; with {len(rows)} settings some do so by chance. After Holm's "
+        shown="The score of every setting minus the target's, on the same items, with its interval over seeds and units.",
+        read=f"An interval that leaves out zero is a change by itself; with {len(rows)} settings some do so by chance. After Holm's "
         f"correction {clear} of {len(rows)} stay clear of zero. A change says nothing about where it came from.",
-        chance=f"one interval in twenty leaves out zero where nothing changed; of {len(rows)}, about {0.05 * len(rows):.1f}.",
+        chance=f"{percent(missed)} of intervals leave out zero where nothing changed; of {len(rows)}, about {missed * len(rows):.1f}.",
         origin=ORIGIN,
         columns=["setting", "score", "change", "p", "p (Holm)"],
         rows=[
@@ -140,7 +89,7 @@ def _along(group: Group, axis: str, several: str) -> Figure:
     if has_loss:
         panels.append(Panel("loss on the valid split (nats per token)", _lines(group, axis, _lost), {}))
     mean = _is_mean(group, axis)
-    name = f"along-{last(axis).replace('_', '-')}{several}"
+    name = f"along-{_slug(group.short(axis))}{several}"
     title = "Score against labels" if axis == "task.labels" else f"Score along {axis}"
     best = max(group.rows, key=lambda row: row["scores"][group.tier]["score"])
     chance = group.rows[0]["chance"].get(group.tier)
@@ -149,7 +98,7 @@ def _along(group: Group, axis: str, several: str) -> Figure:
         title=title,
         svg=draw(panels, values, axis, name, title),
         shown=(
-            f"the score on tier {group.tier} for every value of {axis}"
+            f"The score on tier {group.tier} for every value of {axis}"
             + (
                 ", averaged over the other settings; the band spans their lowest and highest"
                 if mean
@@ -159,18 +108,23 @@ def _along(group: Group, axis: str, several: str) -> Figure:
                 f"{'; below it' if has_loss else ''}{' the loss on the valid split with the band from its lowest to its highest seed' if has_loss else ''}."
             )
         ),
-        read=f"where bands overlap much, values do not differ. The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
+        read="Where bands overlap much, the picture does not tell values apart; the table of the sweep has every setting against the best, paired by item. "
+        f"The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
         + (
             "; a setting should be chosen where the valid loss is lowest, and not where the test score is highest."
             if has_loss
             else "; it is the best of several tries, so it looks better than it is."
         ),
-        chance=(f"a constant guess scores {chance:.3f}; " if chance is not None else "")
-        + "an axis that does not matter gives a level line within its band.",
+        chance=(f"A constant guess scores {chance:.3f}. " if chance is not None else "")
+        + "An axis that does not matter gives a level line within its band.",
         origin=ORIGIN,
         columns=["setting", "score", "target", "change", "valid loss"],
         rows=[_cells(row) for row in group.rows],
     )
+
+
+def _slug(axis: str) -> str:
+    return axis.replace("_", "-").replace(".", "-")
 
 
 def _cells(row: Row) -> list[str]:
@@ -208,7 +162,7 @@ def _lost(row: Row) -> tuple[float, float, float]:
 
 def _is_mean(group: Group, axis: str) -> bool:
     """Whether there are more lines than a reader can tell apart."""
-    return len(_distinct([group.others(row, [axis]) for row in group.rows])) > MOST_LINES
+    return len(distinct([group.others(row, [axis]) for row in group.rows])) > MOST_LINES
 
 
 def _lines(group: Group, axis: str, read: Callable[[Row], tuple[float, float, float]]) -> list[Line]:
@@ -235,21 +189,21 @@ def _heat(group: Group, several: str) -> list[Figure]:
     """A heat map of every pair of axes, a panel for each setting of the rest."""
     found = []
     for across, up in itertools.combinations(group.axes, 2):
-        rest = _distinct([group.others(row, [across, up]) for row in group.rows])
+        rest = distinct([group.others(row, [across, up]) for row in group.rows])
         if len(rest) > MOST_LINES:
             continue
         scores = [row["scores"][group.tier]["score"] for row in group.rows]
         panels = [_panel(group, across, up, one, min(scores), max(scores)) for one in rest]
-        name = f"grid-{last(across)}-{last(up)}{several}".replace("_", "-")
+        name = f"grid-{_slug(group.short(across))}-{_slug(group.short(up))}{several}"
         found.append(
             Figure(
                 name=name,
-                title=f"Score over {last(across)} and {last(up)}",
+                title=f"Score over {group.short(across)} and {group.short(up)}",
                 svg=heatmaps(panels, name, f"Score over {across} and {up}"),
-                shown=f"the score on tier {group.tier} for every pair of values; the frame marks the highest score.",
-                read="a ridge along one axis says that the other does not matter; single bright cells are most likely chance. The scale runs "
+                shown=f"The score on tier {group.tier} for every pair of values; the frame marks the highest score.",
+                read="A ridge along one axis says that the other does not matter; single bright cells are most likely chance. The scale runs "
                 f"from the lowest to the highest score here, {min(scores):.3f} to {max(scores):.3f}.",
-                chance="the brightest of many equal cells lies above the others by about two standard errors.",
+                chance="The brightest of many equal cells lies above the others by about two standard errors.",
                 origin=ORIGIN,
             )
         )
@@ -273,8 +227,8 @@ def _panel(group: Group, across: str, up: str, rest: str, low: float, high: floa
         values=values,
         rows=[named(value) for value in rows],
         columns=[named(value) for value in columns],
-        xlabel=last(across),
-        ylabel=last(up),
+        xlabel=group.short(across),
+        ylabel=group.short(up),
         marks=frozenset(marks),
         low=low,
         high=high if high > low else low + 1e-9,
@@ -282,7 +236,7 @@ def _panel(group: Group, across: str, up: str, rest: str, low: float, high: floa
 
 
 def _sizes(group: Group, several: str) -> list[Figure]:
-    """Change against the ratio of sizes, where sources of several sizes were run."""
+    """Change against the ratio of sizes, where sources of several sizes were run and changes are known."""
     ratios = {row["point"]: _ratio(row) for row in group.rows}
     if any(ratio is None for ratio in ratios.values()) or len(set(ratios.values())) < 2:
         return []
@@ -293,9 +247,11 @@ def _sizes(group: Group, several: str) -> list[Figure]:
         found = row["change"]
         if found:
             lines.setdefault(label, []).append(Mark(ratios[row["point"]], found["mean"], found["low"], found["high"]))
+    if not lines:
+        return []
     name = f"sizes{several}"
     title = "Change against the ratio of sizes"
-    values = _distinct([mark.at for marks in lines.values() for mark in marks])
+    values = distinct([mark.at for marks in lines.values() for mark in marks])
     panel = Panel(
         f"change of the score, tier {group.tier}", [Line(*line) for line in lines.items()], {"no change": 0.0}
     )
@@ -305,10 +261,10 @@ def _sizes(group: Group, several: str) -> list[Figure]:
             name=name,
             title=title,
             svg=draw([panel], values, axis, name, title),
-            shown="the score minus the target's, by how many times larger the source is; the band is the interval.",
-            read="if transfer suffers from the gap between scales, the line falls to the right. Sources of several sizes differ in more than "
+            shown="The score minus the target's, by how many times larger the source is; the band is the interval.",
+            read="If transfer suffers from the gap between scales, the line falls to the right. Sources of several sizes differ in more than "
             "size: look at their own scores too.",
-            chance="no change at any ratio: a level line at zero.",
+            chance="No change at any ratio: a level line at zero.",
             origin=ORIGIN,
             columns=["setting", "ratio", "source's score", "change"],
             rows=[

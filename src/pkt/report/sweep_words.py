@@ -47,7 +47,7 @@ def change(found: Row | None) -> str:
 
 
 def is_clear(found: Row | None) -> bool:
-    """Whether a difference stays clear of zero after Holm's correction over the points."""
+    """Whether a difference stays clear of zero after Holm's correction."""
     return found is not None and found["p_holm"] < 1 - found["level"]
 
 
@@ -72,6 +72,10 @@ def _from_target(row: Row) -> str:
 
 def _differ(rows: Sequence[Row]) -> str:
     """Which settings differ from the target."""
+    if all(row["change"] is None for row in rows):
+        return (
+            "Whether a setting differs from the target cannot be said: of one unit alone no difference has an interval."
+        )
     up = [row["point"] for row in rows if is_clear(row["change"]) and row["change"]["mean"] > 0]
     down = [row["point"] for row in rows if is_clear(row["change"]) and row["change"]["mean"] < 0]
     said = [
@@ -84,12 +88,12 @@ def _differ(rows: Sequence[Row]) -> str:
 
 def _others(group: Row, rows: Sequence[Row]) -> list[str]:
     """Which settings differ from the best one."""
-    if len(rows) < 2:
+    if all(row["against_best"] is None for row in rows):
         return []
     below = [row["point"] for row in rows if is_clear(row["against_best"])]
     if not below:
-        return ["No setting differs from the best by more than chance allows."]
-    return [f"Clearly below the best: {_named(below, len(rows) - 1)}."]
+        return ["No setting differs from the best by more than chance allows (Holm's correction over all pairs)."]
+    return [f"Below the best after Holm's correction over all pairs: {_named(below, len(rows) - 1)}."]
 
 
 def _chosen(group: Row, rows: Sequence[Row]) -> list[str]:

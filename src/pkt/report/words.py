@@ -161,6 +161,11 @@ def _guard(summary: Mapping[str, Any]) -> str:
     return f"Perplexity on ordinary text {word} by {percent(abs(change))}."
 
 
+def joined(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def shared_layers(layers: Mapping[str, Any]) -> str:
     """How many source layers both maps choose, beside what two random choices would share."""
     if not {"ffn", "attention"} <= layers.keys() or _layer_map(layers) == "depth":  # which makes both the same

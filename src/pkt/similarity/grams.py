@@ -103,10 +103,13 @@ class Grams:
             (layer, module)
             for layer in range(self.lm.dims.layers)
             for module in modules
-            if (layer, module) not in self._kept and not self._file(layer, module).is_file()
+            if not self._is_there(layer, module)
         ]
         for place, found_PP in self._record(missing) if missing else ():
             self._keep(place, found_PP)
+
+    def _is_there(self, layer: int, module: str) -> bool:
+        return (layer, module) in self._kept if self.lm.memo is None else self._file(layer, module).is_file()
 
     def _keep(self, place: Place, found_PP: Tensor) -> None:
         if self.lm.memo is None:
@@ -123,7 +126,8 @@ class Grams:
         return remembered(self._file(*place), self._header(*place), make)["gram"]
 
     def _file(self, layer: int, module: str) -> Path:
-        return (self.lm.memo or Path()) / f"gram-{self._key}-{module}-{layer}.safetensors"
+        assert self.lm.memo is not None
+        return self.lm.memo / f"gram-{self._key}-{module}-{layer}.safetensors"
 
     def _header(self, layer: int, module: str) -> dict[str, str]:
         return {"model": self.lm.name, "weights": self.lm.digest, "layer": str(layer), "module": module}

@@ -64,12 +64,13 @@ def module_rows(cosines: Sequence[Row]) -> list[Row]:
 def prediction_rows(cosines: Sequence[Row]) -> list[Row]:
     """Cosines beside what holds of every such start, whatever its source, with the largest gap over matrices and draws.
 
-    PiSSA's are identities. Those of other starts hold of every matrix that has nothing to do with the weight.
+    PiSSA's are identities. Those of other starts hold of every matrix that has nothing to do with the weight. Of a weight that is zero
+    nothing is predicted.
     """
     found = []
     for init in names(cosines):
         for name in ("own", "remainder"):
-            held = [row for row in cosines if row["init"] == init and row[name] is not None]
+            held = [row for row in cosines if row["init"] == init and None not in (row[name], row[f"predicted_{name}"])]
             found.append(
                 {
                     "init": init,

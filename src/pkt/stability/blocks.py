@@ -15,7 +15,7 @@ from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, find_blocks, shapes
 from pkt.extract.jaccard import Chance, block_jaccard, chance_of_blocks
 from pkt.extract.layers import top_scores
-from pkt.inject.delta import Key
+from pkt.inject.delta import Key, key_name
 from pkt.memo import remembered
 from pkt.models.lm import LM
 from pkt.stability.located import Located, Place
@@ -99,14 +99,12 @@ class BlockLocations:
         def make() -> dict[str, torch.Tensor]:
             at_once = self.cfg.layers_at_once
             found = find_blocks(source, target, self.keys, examples, style, coupled=coupled, layers_at_once=at_once)
-            corners = {f"{'-' if at is None else at}.{part}": c for (at, part), c in found.corners.items()}
-            return {"layers": found.layers, **{name: torch.tensor(corner) for name, corner in corners.items()}}
+            return {"layers": found.layers, **{key_name(key): torch.tensor(c) for key, c in found.corners.items()}}
 
         header = {"model": source.name, "weights": source.digest, "examples": str(len(examples)), "style": style}
         kept = remembered(path, header, make)
-        corners: dict[Key, Corner] = {}
-        for part in self.shapes:
-            for at in (None, *range(source.dims.layers)):
-                if (name := f"{'-' if at is None else at}.{part}") in kept:
-                    corners[at, part] = int(kept[name][0]), int(kept[name][1])
+        every = ((at, part) for part in self.shapes for at in (None, *range(source.dims.layers)))
+        corners: dict[Key, Corner] = {
+            key: (int(kept[name][0]), int(kept[name][1])) for key in every if (name := key_name(key)) in kept
+        }
         return Blocks(kept["layers"], corners)

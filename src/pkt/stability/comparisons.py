@@ -11,8 +11,7 @@ import torch
 from torch import Generator
 
 from pkt.extract.jaccard import Chance, corrected
-from pkt.report.stability_words import ALL
-from pkt.stability.located import Located, Locations, Place
+from pkt.stability.located import ALL, Located, Locations, Place
 
 Row = dict[str, Any]
 MOST_PAIRS = 1000

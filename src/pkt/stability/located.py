@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pkt.tasks.base import Task
 
 
+ALL = "all"
+"""Stands in a column of layers or parts where all are taken together."""
+
+
 class Place(NamedTuple):
     """Where something is chosen."""
 
@@ -56,7 +60,7 @@ class Locations(Protocol):
         """With the recipe's examples, both models in a dtype."""
 
     def draws(self, seed: int) -> Located | None:
-        """What a seed draws, where it is drawn and known."""
+        """A random draw with a seed, where the method draws and how is known; a run at that seed draws in the course of its work, another one."""
 
     def agreement(self, place: Place, one: Any, other: Any) -> float:
         """Jaccard index of two choices at a place."""

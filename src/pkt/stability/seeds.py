@@ -13,8 +13,8 @@ from pkt.extract.jaccard import chance_of_sets, jaccard
 from pkt.inject.cosine import cosine, products
 from pkt.inject.delta import Delta, Key, Lines
 from pkt.inject.ranges import ranges
-from pkt.report.stability_words import ALL
 from pkt.scores import Scores
+from pkt.stability.located import ALL
 from pkt.tasks.chance import chance_of
 
 if TYPE_CHECKING:

@@ -287,6 +287,6 @@ def _told_apart(found: Sequence[Point]) -> list[Point]:
     return [
         point
         if taken[folder_name(point.name)] == 1
-        else Point(f"{point.name}~{_hash(json.dumps(point.settings))}", point.recipe, point.settings)
+        else Point(f"{point.name}~{_hash(json.dumps([point.name, point.settings]))}", point.recipe, point.settings)
         for point in found
     ]

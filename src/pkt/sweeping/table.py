@@ -8,6 +8,7 @@ S seeds, I items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,18 +190,19 @@ def _comparable(found: Sequence[Found]) -> list[list[Found]]:
 def _group(found: Sequence[Found]) -> Row:
     """What is best among points that can be compared, and which differ from the target and from the best; fills these into the rows.
 
-    p-values are adjusted for the number of points by Holm's method.
+    p-values are adjusted by Holm's method: against the target for the number of points, against the best for that of all pairs, since which
+    pairs are looked at depends on which point scored best.
     """
     first = found[0].row
     tier = first["tier"]
     best = max(found, key=lambda one: one.row["scores"][tier]["score"])  # the first of equals
-    _adjust([one.row["change"] for one in found])
+    _adjust([one.row["change"] for one in found], len(found))
     others = [one for one in found if one is not best]
     for one in others:
         assert one.items is not None
         assert best.items is not None
         one.row["against_best"] = difference(one.items, best.items, one.level)
-    _adjust([one.row["against_best"] for one in others])
+    _adjust([one.row["against_best"] for one in others], math.comb(len(found), 2))
     losses = [(one.row["valid_loss"]["mean"], one) for one in found if one.row["valid_loss"]]
     chosen = min(losses, key=lambda pair: pair[0])[1].row["point"] if len(losses) == len(found) else None
     return {
@@ -213,10 +215,13 @@ def _group(found: Sequence[Found]) -> Row:
     }
 
 
-def _adjust(differences: Sequence[Row | None]) -> None:
-    """Add Holm's adjusted p-values."""
+def _adjust(differences: Sequence[Row | None], family: int) -> None:
+    """Add Holm's adjusted p-values.
+
+    Args: family number of hypotheses.
+    """
     known = [one for one in differences if one is not None]
-    for one, p in zip(known, holm([one["p"] for one in known]), strict=True):
+    for one, p in zip(known, holm([one["p"] for one in known], family), strict=True):
         one["p_holm"] = p
 
 
