@@ -19,7 +19,7 @@ from pkt.nano.train import Stream, greedy_accuracy
 from pkt.tasks.sources import task
 
 CARDS = {name: json.loads((NANO / name / "card.json").read_text()) for name in SPECS}
-SCALES = ("source",)
+SCALES = ("source-2x", "source")
 """Sources trained alike, in the order of their sizes."""
 
 
@@ -81,6 +81,13 @@ def test_models_differ_in_every_size_and_share_a_tokenizer():
     heads = {(lm.dims.heads, lm.dims.kv_heads) for lm in [target, *sources]}
     assert len(heads) == 1 + len(SCALES)
     assert target.dims.kv_heads < target.dims.heads
+
+
+def test_sources_are_about_2_and_5_times_the_target():
+    ratios = [LM(f"nano/{name}").parameters() / LM("nano/target").parameters() for name in SCALES]
+    assert ratios == pytest.approx([2, 5], rel=0.05)
+    for name in SCALES:
+        assert CARDS[name]["parameters"] == LM(f"nano/{name}").parameters()
 
 
 def test_all_models_have_the_same_tokenizer():

@@ -5,8 +5,9 @@
 3. `lineage-easy` and `lineage-hard` are function-preserving expansions of `target` with 2 % and 50 % noise between the
    copies, trained on everything. `expansion.json` keeps noise and seed, so the expanded weights before training, and with
    them the change that `expansion.contract` maps back, can be made again.
-4. `specialist` is `source` trained further on `gsm8k` alone, without a row of the other tasks.
-5. Every model is stored, read back as stored, and scored on all test items; `card.json` keeps what was found.
+4. `source-2x` learns what `source` learns, in a shape of about 2 times the target's parameters; `source` has 5 times.
+5. `specialist` is `source` trained further on `gsm8k` alone, without a row of the other tasks.
+6. Every model is stored, read back as stored, and scored on all test items; `card.json` keeps what was found.
 
 A script above everything else: nothing imports it.
 """
@@ -77,6 +78,17 @@ SPECS = {
     ),
     "lineage-easy": Spec(Recipe(groups=EVERYTHING, skill=True, steps=1500, lr=2e-3), "bfloat16", noise=0.02),
     "lineage-hard": Spec(Recipe(groups=EVERYTHING, skill=True, steps=1500, lr=2e-3), "bfloat16", noise=0.5),
+    "source-2x": Spec(
+        Recipe(groups=EVERYTHING, skill=True, steps=2600, lr=4e-3),
+        "bfloat16",
+        {
+            "hidden_size": 144,
+            "num_hidden_layers": 5,
+            "intermediate_size": 288,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+        },
+    ),
     "specialist": Spec(
         Recipe(groups=EVERYTHING, skill=True, steps=300, lr=1e-3, questions={"gsm8k": 38}, neutral_rows=0),
         "bfloat16",
