@@ -16,7 +16,7 @@ import report_data
 from rich.console import Console
 
 from pkt.errors import DataError
-from pkt.report import plots
+from pkt.report import plots, svg
 from pkt.report.html import render, write
 from pkt.report.numbers import percent
 from pkt.report.table import rich_table, score_rows
@@ -49,6 +49,18 @@ def test_same_bytes_whatever_the_users_matplotlib_settings(tmp_path: Path, summa
     code = f"from pathlib import Path; from pkt.report.html import write; write(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_same_bytes_whatever_the_last_digits_of_the_layout() -> None:
+    def drawn(left: float) -> str:
+        with svg.drawing():
+            figure = svg.new_figure(400, 200)
+            figure.set_layout_engine("none")
+            figure.add_axes((left, 0.2, 0.7, 0.7)).plot([0, 1, 0.5], "o-")
+            return svg.to_svg(figure, "figure", "a line")
+
+    assert "url(#" in drawn(0.2)
+    assert drawn(0.2 + 1e-12) == drawn(0.2)
 
 
 def test_import_loads_no_torch() -> None:

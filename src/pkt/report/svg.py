@@ -101,11 +101,12 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = re.sub(
         r"<!--.*?-->|<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", svg[svg.index("<svg") :], flags=re.DOTALL
     )
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    ids = {found: f"{name}-{i}" for i, found in enumerate(dict.fromkeys(re.findall(r'(?:href="|url\()#([^")]+)', svg)))}
 
     def adapt(tag: re.Match[str]) -> str:
-        found = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag[0])
-        found = re.sub(r'xlink:href="#', f'href="#{name}-', found).replace("url(#", f"url(#{name}-")
+        found = re.sub(r' id="([^"]*)"', lambda m: f' id="{ids[m[1]]}"' if m[1] in ids else "", tag[0])
+        found = re.sub(r'xlink:href="#([^"]+)', lambda m: f'href="#{ids[m[1]]}', found)
+        found = re.sub(r"url\(#([^)]+)", lambda m: f"url(#{ids[m[1]]}", found)
         found = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "var(--sans, sans-serif)", found)
         return re.sub("|".join(_CSS), lambda m: _CSS[m[0]], found)
 
