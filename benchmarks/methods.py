@@ -17,11 +17,12 @@ from pathlib import Path
 
 from pkt import console
 from pkt.comparison import Entry, as_json, distinct, entry
-from pkt.config import RECIPES, Recipe, load_recipe
+from pkt.config import Recipe
 from pkt.errors import PktError
 from pkt.evidence import certify
 from pkt.machine import Machine
 from pkt.methods import METHODS
+from pkt.recipe_files import RECIPES, load_recipe
 from pkt.report.comparison_page import write
 from pkt.tasks.sources import task as find_task
 

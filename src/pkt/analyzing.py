@@ -11,10 +11,11 @@ from typing import Any
 
 from pkt.analyses import ANALYSES
 from pkt.analyses.base import Analysis, AnalysisConfig
-from pkt.config import Recipe, load_recipe, override, validate
+from pkt.config import Recipe, validate
 from pkt.execute import with_certificate_of
 from pkt.files import csv_text, locked, write_json, write_text
 from pkt.machine import Machine
+from pkt.recipe_files import load_recipe, override
 from pkt.run import Run
 from pkt.stages import key_of
 

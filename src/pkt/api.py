@@ -128,7 +128,7 @@ def analyze(
     """
     from pkt.analyses import ANALYSES
     from pkt.analyzing import analyze as run
-    from pkt.config import load_recipe
+    from pkt.recipe_files import load_recipe
 
     cfg = validate(ANALYSES.get(name).config, options, f"analyze({name!r})")
     page = run(name, load_recipe(recipe, set), cfg, Path(out), machine)

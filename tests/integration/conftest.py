@@ -102,9 +102,9 @@ def recipe(tmp_path_factory, shared_data, make_lm) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory, recipe, _short) -> Path:
-    from pkt.config import load_recipe
     from pkt.execute import execute
     from pkt.machine import Machine
+    from pkt.recipe_files import load_recipe
 
     folder = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:

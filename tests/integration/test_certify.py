@@ -239,7 +239,7 @@ def test_dry_run_lists_the_arms_and_writes_nothing(pkt, tmp_path, monkeypatch):
 
 
 def test_a_task_from_a_folder_has_no_wrong_task_of_its_own(recipe, tmp_path):
-    from pkt.config import load_recipe
+    from pkt.recipe_files import load_recipe
 
     made = Certification(Run(load_recipe(str(recipe())), tmp_path))
     assert made.absent == {"wrong_task": "no other task was named: set certificate.wrong_task"}

@@ -7,13 +7,13 @@ import torch
 from certified_folders import ONE_PROCESS, small_recipe
 
 import pkt
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, UnsupportedModelError
 from pkt.evidence import certify
 from pkt.extract.attribution import attribute
 from pkt.methods.direct import DirectConfig, direct
 from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.plan import plan
+from pkt.recipe_files import load_recipe
 from pkt.run import Run
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS

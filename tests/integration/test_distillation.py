@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerFast
 from pkt.align.full import tune_all
 from pkt.certify.arms import SOURCE_ARMS, Setting, transfer
 from pkt.checks import check
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.inject.delta import Delta
 from pkt.methods.gkd import GkdConfig, gkd
 from pkt.methods.seqkd import SeqkdConfig, seqkd
 from pkt.models.lm import LM
 from pkt.plan import plan
+from pkt.recipe_files import load_recipe
 from pkt.run import Run
 from pkt.tasks.base import UNLABELLED, Example, Task
 from pkt.tasks.formats import FORMATS

@@ -153,7 +153,7 @@ def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):
 )
 def test_target_and_result_are_scored_in_the_dtype_of_the_export(tmp_path, recipe_dtype, scored):
     """A narrower dtype of the recipe must not round the result again, nor the target be scored in another one."""
-    from pkt.config import load_recipe
+    from pkt.recipe_files import load_recipe
     from pkt.run import Run
 
     run = Run(load_recipe("nano_tuned", [f"dtype={recipe_dtype}"]), tmp_path / "run")

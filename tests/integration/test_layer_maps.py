@@ -13,7 +13,7 @@ from test_laten import examples, gen
 from pkt.align.low_rank import low_rank
 from pkt.align.source_start import SourceStartConfig, locate_blocks, source_start
 from pkt.certify.arms import Setting, transfer
-from pkt.config import Recipe, load_recipe
+from pkt.config import Recipe
 from pkt.evidence import certify
 from pkt.execute import execute
 from pkt.extract.layers import LAYER_MAPS
@@ -23,6 +23,7 @@ from pkt.methods import METHODS
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.plan import plan
+from pkt.recipe_files import load_recipe
 from pkt.run import Run
 from pkt.similarity.layers import layer_similarity
 from pkt.tasks.base import Task

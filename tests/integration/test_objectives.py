@@ -17,7 +17,6 @@ from pkt.align.moments import Goal, MomentLoss, goal_maker, moments
 from pkt.certification import Certification
 from pkt.certify.arms import Setting
 from pkt.certify.arms import transfer as arm_transfer
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from pkt.execute import execute
 from pkt.extract.location import LocationConfig, attributions, counts, locate
@@ -29,6 +28,7 @@ from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 from pkt.plan import plan
+from pkt.recipe_files import load_recipe
 from pkt.run import Run
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from pkt.align.lora import adapted
 from pkt.analyses.parametric import STARTS, ParametricConfig, _starts
-from pkt.config import load_recipe
 from pkt.machine import Machine
 from pkt.methods import METHODS
 from pkt.models.families import LINEAR
 from pkt.models.lm import LM
+from pkt.recipe_files import load_recipe
 from pkt.report.analysis_page import page
 from pkt.run import Run
 

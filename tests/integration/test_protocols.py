@@ -246,9 +246,9 @@ def test_a_run_without_scores_needs_no_leave_and_its_evaluation_does(
 def test_a_certificate_of_sampled_programs_is_verified_with_and_without_leave(
     recipe, code_data, tmp_path, monkeypatch
 ) -> None:
-    from pkt.config import load_recipe
     from pkt.evidence import certify
     from pkt.machine import Machine
+    from pkt.recipe_files import load_recipe
     from pkt.verify import verify
 
     try:

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import pkt
-from pkt.config import RECIPES, load_recipe
+from pkt.recipe_files import RECIPES, load_recipe
 from pkt.report.table import ARMS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

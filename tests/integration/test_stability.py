@@ -13,7 +13,6 @@ from run_folders import make_data, message_row, write_lines
 from pkt.align.source_start import locate_blocks
 from pkt.analyses.stability import StabilityConfig, dtypes_of
 from pkt.analyzing import analyze, split_overrides
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError
 from pkt.extract.jaccard import chance_of_sets, jaccard
 from pkt.extract.layers import top_scores
@@ -23,6 +22,7 @@ from pkt.inject.delta import Delta
 from pkt.machine import Machine
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
+from pkt.recipe_files import load_recipe
 from pkt.report.analysis_page import page
 from pkt.report.stability import figures
 from pkt.run import Run

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pkt.config import RECIPES, load_recipe, validate
+from pkt.config import validate
 from pkt.errors import ConfigError
 from pkt.methods import METHODS
 from pkt.methods.laten import LatenConfig
+from pkt.recipe_files import RECIPES, load_recipe
 from pkt.strict_yaml import read_yaml
 
 GOOD = """

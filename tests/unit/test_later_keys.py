@@ -7,10 +7,10 @@ import torch
 from torch import Generator
 
 from pkt.align.hypernetwork import Hypernetwork
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError
 from pkt.methods.laten import LatenConfig
 from pkt.models.families import PARTS
+from pkt.recipe_files import load_recipe
 from pkt.run import Run
 
 

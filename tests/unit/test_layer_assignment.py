@@ -8,12 +8,12 @@ from typing import get_args
 import pytest
 import torch
 
-from pkt.config import load_recipe
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.extract.layers import LAYER_MAPS, depth, similarity, top_scores
 from pkt.extract.pairing import LayerMapOptions, Pairing
 from pkt.machine import Machine
 from pkt.methods import METHODS
+from pkt.recipe_files import load_recipe
 from pkt.report.words import paired_by, shared_layers
 from pkt.run import Run
 

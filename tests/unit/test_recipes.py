@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pkt.config import RECIPES, load_recipe
 from pkt.methods import method_of
 from pkt.models.lm import LM
 from pkt.nano import world
+from pkt.recipe_files import RECIPES, load_recipe
 from pkt.tasks.sources import task
 
 SAMPLING = sorted(path.stem for path in RECIPES.glob("nano_*.yaml") if "kd" in path.stem)

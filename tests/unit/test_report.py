@@ -325,12 +325,12 @@ def test_table_for_a_terminal_shows_brackets_as_they_are(summary: dict[str, Any]
 
 def test_figures_fit_a_large_pair() -> None:
     summary = report_data.large()
-    for svg in (
+    for figure in (
         plots.layer_scores(summary["layers"]),
         plots.layer_maps(summary["layers"]),
         plots.delta_sizes(summary["delta"]),
     ):
-        width = re.search(r'viewBox="0 0 (\d+) \d+"', svg)
+        width = re.search(r'viewBox="0 0 (\d+) \d+"', figure)
         assert width
         assert int(width[1]) <= plots.WIDTH
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pkt.config import RECIPES, load_recipe
 from pkt.errors import ConfigError
+from pkt.recipe_files import RECIPES, load_recipe
 from pkt.sweeping.engine import planned
 from pkt.sweeping.grid import SWEEPS, folder_name, load_sweep, parse_over, points
 

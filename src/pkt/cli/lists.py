@@ -51,7 +51,7 @@ def tasks(
     from pkt.tasks.sources import TASKS, task
 
     if recipes:
-        from pkt.config import RECIPES
+        from pkt.recipe_files import RECIPES
 
         out.print(table(recipe_rows(RECIPES)))
         return

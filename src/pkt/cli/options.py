@@ -70,8 +70,8 @@ def machine_of(
 
 def run_of(recipe: str, folder: Path, overrides: list[str] | None, device: str, batch_size: int = 64) -> Run:
     """The run of a recipe in a folder."""
-    from pkt.config import load_recipe
     from pkt.execute import with_certificate_of
+    from pkt.recipe_files import load_recipe
     from pkt.run import Run
 
     asked = with_certificate_of(folder, load_recipe(recipe, overrides or ()))

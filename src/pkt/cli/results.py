@@ -27,8 +27,8 @@ def certify(
 ) -> None:
     """Is it transfer, or tuning? All control arms, learning rates and seeds; then the verdict."""
     from pkt.certification import Certification
-    from pkt.config import load_recipe
     from pkt.evidence import certify as make
+    from pkt.recipe_files import load_recipe
     from pkt.run import Run
 
     asked, machine = load_recipe(recipe, set_ or ()), machine_of(device, batch_size, workers, allow_code, no_sandbox)

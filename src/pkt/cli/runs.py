@@ -32,9 +32,9 @@ def demo(
     out_: Annotated[Path, typer.Option("--out", help="run folder")] = Path("runs/demo"), device: Device = "auto"
 ) -> None:
     """Transfer from the embedded larger model to the smaller one, score both and the result, and ask whether it was transfer."""
-    from pkt.config import load_recipe
     from pkt.evidence import certify as make
     from pkt.execute import execute
+    from pkt.recipe_files import load_recipe
 
     start = time.perf_counter()
     recipe, machine = load_recipe("nano_demo"), machine_of(device)
@@ -55,8 +55,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> None:
     """Run one recipe: `pkt run nano_tuned --out runs/a --set method.steps=8`."""
-    from pkt.config import load_recipe
     from pkt.execute import execute
+    from pkt.recipe_files import load_recipe
 
     if dry_run:
         return plan(recipe, set_, device)

@@ -24,9 +24,10 @@ from typing import Any
 
 from pydantic import Field
 
-from pkt.config import RECIPES, Recipe, Section, find_recipe, override, put, read_recipe, validate
+from pkt.config import Recipe, Section, validate
 from pkt.errors import ConfigError, PktError
 from pkt.methods import method_of
+from pkt.recipe_files import RECIPES, find_recipe, override, put, read_recipe
 from pkt.registry import nearest
 from pkt.strict_yaml import read_yaml, read_yaml_file
 
