@@ -18,7 +18,7 @@ from pathlib import Path
 from pkt import console
 from pkt.comparison import Entry, as_json, distinct, entry
 from pkt.config import Recipe
-from pkt.errors import PktError
+from pkt.errors import PktError, one_line
 from pkt.evidence import certify
 from pkt.machine import Machine
 from pkt.methods import METHODS
@@ -88,8 +88,7 @@ def made(piece: Piece, machine: Machine) -> Entry:
         say(f"{piece.folder}: {found.verdict}, {time.perf_counter() - start:.0f} s")
     except Exception as e:  # a campaign of hours must not end with one certificate, whatever went wrong in it
         logging.getLogger(__name__).debug("traceback", exc_info=True)
-        kind = "" if isinstance(e, PktError) else f"{type(e).__name__}: "
-        message = f"failed: {kind}{' '.join(str(e).split())}"
+        message = f"failed: {one_line(e)}"
         say(f"{piece.folder}: {message}")
         names = recipe.method["name"], recipe.task.name, recipe.source.name, recipe.target.name
         return Entry(str(piece.folder), recipe.name, recipe.name, *names, recipe.certificate.tier or "new", message)

@@ -15,7 +15,7 @@ from pkt.config import Recipe, validate
 from pkt.execute import with_certificate_of
 from pkt.files import csv_text, locked, write_json, write_text
 from pkt.machine import Machine
-from pkt.recipe_files import load_recipe, override
+from pkt.recipe_files import load_recipe, override, parse_override
 from pkt.run import Run
 from pkt.stages import key_of
 
@@ -33,9 +33,7 @@ def split_overrides(name: str, overrides: Sequence[str]) -> tuple[AnalysisConfig
         ConfigError: no such analysis, or an option is wrong.
     """
     own: dict[str, Any] = {}
-    for text in overrides:
-        if text.startswith(PREFIX):
-            override(own, text.removeprefix(PREFIX))
+    override(own, [parse_override(text.removeprefix(PREFIX)) for text in overrides if text.startswith(PREFIX)])
     cfg = validate(ANALYSES.get(name).config, own, f"analysis {name}", "analysis")
     return cfg, [text for text in overrides if not text.startswith(PREFIX)]
 

@@ -157,7 +157,7 @@ def entry(folder: Path) -> Entry:
     elif (records := Stages(folder).records()) or (folder / "arms").is_dir():
         found = replace(
             found,
-            costs=_stage_costs(records),
+            costs=stage_costs(records),
             state="unfinished: nothing is scored yet",
             files={"costs": "stages.json"},
         )
@@ -253,14 +253,14 @@ def _scored(found: Entry, folder: Path) -> Entry:
         target_scores=ordered(by_arm["target"]),
         source_scores=ordered(by_arm["source"]),
         costs=replace(
-            _stage_costs({cost["stage"]: cost for cost in summary.get("costs", [])}),
+            stage_costs({cost["stage"]: cost for cost in summary.get("costs", [])}),
             **{key: summary.get(key) for key in ("labels", "trained_parameters", "steps", "flop")},
         ),
         files=dict.fromkeys(("scores", "target and source", "costs"), "summary.json"),
     )
 
 
-def _stage_costs(records: Mapping[str, Mapping[str, Any]]) -> Costs:
+def stage_costs(records: Mapping[str, Mapping[str, Any]]) -> Costs:
     """What location, preparation and alignment took, as far as the stages know."""
     made = [records[name] for name in (*SHARED, "align") if name in records]
     memory = [record["peak_memory_gib"] for record in made if record.get("peak_memory_gib") is not None]

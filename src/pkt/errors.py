@@ -5,6 +5,12 @@ class PktError(Exception):
     """Anything that a user can cause. The command line prints its message in one line and exits with code 2."""
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong, in one line; of an error that is not the package's, with its kind."""
+    kind = "" if isinstance(error, PktError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
+
+
 class ConfigError(PktError, ValueError):
     """A recipe or an option is wrong."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from pkt.registry import nearest
 from pkt.strict_yaml import read_yaml, read_yaml_file
 
 RECIPES = Path(__file__).parent / "recipes"
+METHOD = "method.name"
+Override = tuple[str, Any, str]
+"""A key path, the value for it, and where that was said, for messages."""
 
 
 def find_recipe(name: str) -> Path:
@@ -26,16 +29,15 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides.
+    """Read a recipe and apply `key.path=value` overrides; with another `method.name` the recipe's options of its method are left out.
 
     Raises:
         ConfigError: with file, key path and what would be right.
     """
     path = find_recipe(name)
     data = read_recipe(path)
-    for text in overrides:
-        override(data, text)
-    return validate(Recipe, data, str(path))
+    override(data, map(parse_override, overrides))
+    return validate(Recipe, data, " ".join([str(path), *(f"--set {text}" for text in overrides)]))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -47,25 +49,35 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return data
 
 
-def override(data: dict[str, Any], given: str) -> None:
-    """Put one `key.path=value` into nested keys.
+def parse_override(given: str) -> Override:
+    """`key.path=value` in its parts.
 
     Raises:
         ConfigError: it is not of that form, or its value is not YAML.
     """
     key, equals, text = given.partition("=")
+    where = f"--set {given!r}"
     if not equals or not key:
-        raise ConfigError(f"--set {given!r}: expected key.path=value, for example method.steps=8")
-    put(data, key, read_yaml(text, f"--set {given!r}") if text else None, f"--set {given!r}")
+        raise ConfigError(f"{where}: expected key.path=value, for example method.steps=8")
+    return key, read_yaml(text, where) if text else None, where
 
 
-def put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Put a value at a `key.path` of nested keys.
+def override(data: dict[str, Any], given: Iterable[Override]) -> None:
+    """Put values at their keys, the method's name first, for its options are its own.
 
     Raises:
-        ConfigError: a key of the path holds no keys.
+        ConfigError: a key of a path holds no keys.
     """
-    *parents, last = key.split(".")
+    for key, value, where in sorted(given, key=lambda one: one[0] != METHOD):
+        method = data.get("method")
+        if key == METHOD and isinstance(method, dict) and method.get("name") != value:
+            data["method"] = {"name": value}  # it starts from its own defaults: the recipe's options are another's
+        else:
+            _put(data, key.split("."), value, where)
+
+
+def _put(data: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    *parents, last = path
     at = data
     for parent in parents:
         below = at.setdefault(parent, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,17 @@ class Run:
             self.method.locate(self.source, self.target, task, self.options, self.style)
             return self._memo_files()
 
-        self.stages.run(stage, self._locate_key(stage, task), make, count=True)
+        self._run_shared(stage, self._locate_key(stage, task), make)
+
+    def _run_shared(self, stage: str, key: str, make: Callable[[], list[Path]]) -> None:
+        """Run a stage that several runs share; the first of them says what it took."""
+        if self.is_shared:
+            self.stages.adopt(stage, key, self.shared_stages(stage, key))
+        self.stages.run(stage, key, make, count=True)
+
+    def shared_stages(self, stage: str, key: str) -> Stages:
+        """The folder beside the shared memo that says what a stage took, once for all runs that share it."""
+        return Stages(self.memo.parent / f"{stage}-{key[:16]}")
 
     def _memo_files(self) -> list[Path]:
         """Files of this folder's memo; those of a shared one verify themselves."""
@@ -176,7 +186,7 @@ class Run:
             self.method.prepare(self.source, self.target, self.task, self.options, self.style)
             return self._memo_files()
 
-        return self.stages.run("prepare", self._prepare_key(decides), make, count=True)
+        return self._run_shared("prepare", self._prepare_key(decides), make)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""

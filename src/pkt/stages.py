@@ -89,6 +89,12 @@ class Stages:
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 
+    def adopt(self, name: str, key: str, other: Stages) -> None:
+        """Take over a stage that was done in another folder for all that share it, with what it took."""
+        record = other.records().get(name)
+        if record and record["key"] == key and not self.is_done(name, key):
+            write_json(self.path, self.records() | {name: record})
+
     def drop(self, name: str) -> None:
         """Forget a stage that another recipe in this folder had."""
         records = self.records()

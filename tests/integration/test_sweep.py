@@ -176,6 +176,11 @@ def test_costs_count_what_is_shared_in_every_setting(swept):
     assert located["flop"] > 0
     assert all(row["flop"] > located["flop"] for row in costs)
     assert costs[1]["flop"] > costs[0]["flop"]  # two steps against one
+    folders = [swept / name for name in RUNS]
+    for i, found in enumerate(compare(folders)):
+        assert found.costs.flop == pytest.approx(costs[i // 2]["flop"], rel=0.01)
+        assert found.costs.seconds is not None
+        assert found.costs.seconds >= located["seconds"]
 
 
 def test_the_page_says_what_can_be_said(swept):
@@ -287,13 +292,14 @@ def test_a_changed_grid_reuses_what_is_in_both(pkt, small, swept):
 # failures
 
 
-def failing(monkeypatch, steps: int) -> None:
+def failing(monkeypatch, steps: int, error: Exception | None = None) -> None:
     """Runs with so many steps do not end well."""
+    error = error or TrainingError("step 2: the loss is not finite;\nlower the learning rate")
     delta = Run._delta
 
     def fail(run: Run):
         if run.options.steps == steps:
-            raise TrainingError("step 2: the loss is not finite;\nlower the learning rate")
+            raise error
         return delta(run)
 
     monkeypatch.setattr(Run, "_delta", fail)
@@ -317,6 +323,16 @@ def test_a_failure_stands_in_the_table_and_the_rest_goes_on(pkt, small, swept, t
     assert message in (folder / "sweep.html").read_text()
     assert pkt("sweep", small, *OVER, "--out", folder, "--workers", "1").code == 0
     assert table(folder) == table(swept)
+
+
+def test_an_error_of_somebody_elses_code_ends_one_run_alone(pkt, small, tmp_path, monkeypatch):
+    failing(monkeypatch, 1, RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB"))
+    done = pkt("sweep", small, *OVER, "--out", tmp_path / "out", "--workers", "1")
+    assert done.code == 1
+    first, second = read(tmp_path / "out")["points"]
+    assert first["error"] == "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB"
+    assert second["error"] is None
+    assert second["scores"]
 
 
 def test_every_run_may_fail(pkt, small, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from pkt.config import validate
 from pkt.errors import ConfigError
-from pkt.methods import METHODS
+from pkt.methods import METHODS, method_of
 from pkt.methods.laten import LatenConfig
 from pkt.recipe_files import RECIPES, load_recipe
 from pkt.strict_yaml import read_yaml
@@ -81,6 +81,22 @@ def test_bad_overrides(recipe):
         recipe(GOOD, "seed")
     with pytest.raises(ConfigError, match="seed holds 0, not keys"):
         recipe(GOOD + "seed: 0\n", "seed.x=1")
+
+
+def test_another_method_starts_from_its_own_defaults():
+    found = load_recipe("nano_tuned", ["method.epochs=2", "method.name=seeking"])
+    assert found.method == {"name": "seeking", "epochs": 2}
+    assert load_recipe("nano_tuned", ["method.name=laten"]) == load_recipe("nano_tuned")
+
+
+def test_the_message_of_a_bad_key_holds_the_override_that_brought_it():
+    with pytest.raises(ConfigError, match=r"nano_tuned\.yaml --set steps=3: unknown key 'steps'"):
+        load_recipe("nano_tuned", ["steps=3"])
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_runs_on_a_recipe_of_another(name):
+    method_of(load_recipe("nano_tuned", [f"method.name={name}"]))
 
 
 def test_unknown_names_say_the_nearest():

@@ -75,6 +75,13 @@ def test_points_stand_in_the_order_of_the_grid_with_readable_names():
     assert {point.recipe.name for point in found} == {"nano_tuned"}
 
 
+def test_methods_side_by_side_have_their_own_options():
+    found = points(load_sweep(["nano_tuned"], {"method.name": ["laten", "direct"]}, ["method.transfer_rate=0.3"]))
+    assert [point.recipe.method["name"] for point in found] == ["laten", "direct"]
+    assert "steps" in found[0].recipe.method
+    assert found[1].recipe.method == {"name": "direct", "transfer_rate": 0.3}
+
+
 def test_several_recipes_are_told_apart_by_name():
     found = points(load_sweep(["nano_tuned", "nano_sft"], {"task.labels": [16, 32]}))
     assert [point.name for point in found] == [

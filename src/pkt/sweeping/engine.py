@@ -103,7 +103,7 @@ def run_sweep(sweep: Sweep, folder: Path, machine: Machine | None = None, *, cer
         errors = _work(sweep, runs, first, folder, machine, certify=certify)
         found = table(sweep, runs, errors, folder, certify=certify)
         write_json(folder / NAME, found)
-        write_json(folder / "costs.json", costs(runs, errors, folder, certify=certify))
+        write_json(folder / "costs.json", costs(runs, errors, certify=certify))
         write(folder)
     log.info("sweep: %d runs, %d failed, %.1f s", len(runs), len(errors), time.perf_counter() - start)
     return found

@@ -27,7 +27,7 @@ from pydantic import Field
 from pkt.config import Recipe, Section, validate
 from pkt.errors import ConfigError, PktError
 from pkt.methods import method_of
-from pkt.recipe_files import RECIPES, find_recipe, override, put, read_recipe
+from pkt.recipe_files import RECIPES, find_recipe, override, parse_override, read_recipe
 from pkt.registry import nearest
 from pkt.strict_yaml import read_yaml, read_yaml_file
 
@@ -219,29 +219,30 @@ def points(sweep: Sweep) -> list[Point]:
         for values in itertools.product(*sweep.over.values()):
             settings = dict(zip(sweep.over, values, strict=True))
             shown = _shown(data["name"] if len(bases) > 1 or not settings else None, settings)
-            found.append(Point(shown, _with(data, settings, shown), settings))
+            found.append(Point(shown, _with(data, sweep.set, settings, shown), settings))
     return _told_apart(found)
 
 
 def _base(name: str, sweep: Sweep) -> dict[str, Any]:
-    """A recipe's keys with the sweep's overrides."""
+    """A recipe's keys, and its name with the sweep's overrides."""
     data = read_recipe(_recipe_file(name, None))
     for text in sweep.set:
-        key = text.partition("=")[0]
+        key, value, _ = parse_override(text)
         if key in sweep.over:
             raise ConfigError(f"{key} is both set and swept; leave out --set {text}, or its --over")
-        override(data, text)
+        if key == "name":
+            data["name"] = value
     if not isinstance(data["name"], str):
         validate(Recipe, data, name)
     return data
 
 
-def _with(data: Mapping[str, Any], settings: Mapping[str, Scalar], name: str) -> Recipe:
-    """A recipe with settings, checked down to its method's options."""
+def _with(data: Mapping[str, Any], overrides: Sequence[str], settings: Mapping[str, Scalar], name: str) -> Recipe:
+    """A recipe with overrides and settings, checked down to its method's options."""
     own = copy.deepcopy(dict(data))
     where = f"point {name}"
-    for key, value in settings.items():
-        put(own, key, value, f"{where}, --over {key}")
+    given = [(key, value, f"{where}, --over {key}") for key, value in settings.items()]
+    override(own, [*map(parse_override, overrides), *given])
     recipe = validate(Recipe, own, where)
     try:
         method_of(recipe)

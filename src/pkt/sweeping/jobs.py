@@ -1,11 +1,12 @@
 """What one process does for a sweep: locate, prepare or score what several runs share, then run or certify a point.
 
-A job that fails with a PktError gives its message; the others go on.
+A job that fails gives its message; the others go on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,15 +15,17 @@ from typing import Any
 
 from pkt.config import Recipe, validate
 from pkt.environment import code
-from pkt.errors import DataError, PktError
+from pkt.errors import DataError, one_line
 from pkt.evaluation.guard import text_digest
 from pkt.files import locked, write_json
 from pkt.jobs import VALIDATION_BATCH, read_record
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.run import Run
-from pkt.stages import Stages, key_of
+from pkt.stages import key_of
 from pkt.tasks.base import fingerprint
+
+log = logging.getLogger(__name__)
 
 SHARED = "shared"
 """Folder of what the runs of a sweep share; no point has this name, for it has no `=` and is refused as a recipe's."""
@@ -62,8 +65,9 @@ class Worker:
         kinds: dict[str, Callable[[Job], None]] = {"run": self._run, "certify": self._certify}
         try:
             kinds.get(job.kind, self._share)(job)
-        except PktError as e:
-            return " ".join(str(e).splitlines())
+        except Exception as e:  # a grid of hours must not end with one setting, whatever went wrong in it
+            log.debug("traceback", exc_info=True)
+            return one_line(e)
         return None
 
     def _recipe(self, job: Job) -> Recipe:
@@ -75,7 +79,7 @@ class Worker:
         if job.kind in ("target", "source"):
             run.scored(job.kind, run.target if job.kind == "target" else run.source, job.key)
             return
-        run.stages = shared_stages(self.folder, job.kind, job.key)
+        run.stages = run.shared_stages(job.kind, job.key)
         run.locate() if job.kind == "locate" else run.prepare()
 
     def _run(self, job: Job) -> None:
@@ -98,11 +102,6 @@ class Worker:
 def memo_of(folder: Path) -> Path:
     """What the runs of a sweep share: located scores, answers, scores of target and source."""
     return folder / SHARED / "neurons"
-
-
-def shared_stages(folder: Path, kind: str, key: str) -> Stages:
-    """The stage that made something shared."""
-    return Stages(folder / SHARED / f"{kind}-{key[:16]}")
 
 
 def is_finished(run: Run) -> bool:

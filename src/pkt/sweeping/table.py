@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pkt.certify.statistics import Spread, holm, spread
-from pkt.comparison import REAL, entry
+from pkt.comparison import REAL, entry, stage_costs
 from pkt.jobs import read_record
 from pkt.report.data import read
 from pkt.report.sweep_words import sentences
-from pkt.stages import SHARED as MADE
-from pkt.stages import Stages, flop_of
-from pkt.sweeping.jobs import VALID, shared_stages
+from pkt.stages import Stages
+from pkt.sweeping.jobs import VALID
 from pkt.tasks.chance import chance_of
 from pkt.tier_scores import Items, levels_of, read_items
 
@@ -225,30 +224,17 @@ def _adjust(differences: Sequence[Row | None], family: int) -> None:
         one["p_holm"] = p
 
 
-def costs(runs: Sequence[Planned], errors: Mapping[Path, str], folder: Path, *, certify: bool) -> list[Row]:
+def costs(runs: Sequence[Planned], errors: Mapping[Path, str], *, certify: bool) -> list[Row]:
     """The content of `costs.json`: what making the delta of a point once took, as a mean over its seeds. It does not repeat."""
     found = []
     for of_point in by_point(runs):
         done = [one for one in of_point if one.folder not in errors]
-        each = [asdict(entry(one.folder).costs) if certify else _costs(one.folder, folder) for one in done]
+        each = [
+            asdict(entry(one.folder).costs if certify else stage_costs(Stages(one.folder).records())) for one in done
+        ]
         row: Row = {"point": of_point[0].point.name}
         for key in ("seconds", "flop", "peak_memory_gib"):
             known = [one[key] for one in each if one[key] is not None]
             row[key] = sum(known) / len(known) if known and len(known) == len(each) else None
         found.append(row)
     return found
-
-
-def _costs(run: Path, folder: Path) -> Row:
-    """Of one run, with what the shared stages took in place of its own finding them done."""
-    records = Stages(run).records()
-    for kind in MADE:
-        if kind in records:
-            shared = shared_stages(folder, kind, records[kind]["key"]).records()
-            records[kind] = shared.get(kind, records[kind])
-    made = [records[name] for name in (*MADE, "align") if name in records]
-    return {
-        "seconds": sum(record["seconds"] for record in made),
-        "flop": flop_of(records),
-        "peak_memory_gib": max((record["peak_memory_gib"] for record in made), default=None),
-    }
