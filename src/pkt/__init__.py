@@ -6,13 +6,17 @@
     delta = pkt.transfer("laten", source, target, task, style="plain", seed=0, transfer_rate=0.1, steps=8)
     pkt.export(delta, target, "out")
 
-Importing this package loads no torch: names are resolved when they are first used.
+Importing this package loads no torch: names are resolved when they are first used. It sets `OMP_WAIT_POLICY`, if nobody has: threads that
+wait by spinning, as is the default, make small models ten times slower as soon as somebody else uses a core. torch reads it when it is loaded.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NAMES = {
     "LM": "pkt.models.lm:LM",

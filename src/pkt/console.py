@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typer.exceptions import TyperException
 from pkt.errors import PktError
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as shells have it, and after SIGTERM."""
 WIDTH = 100
 """Tables are at least this wide, so that no number is cut where the terminal is narrow or there is none."""
 
@@ -112,14 +113,13 @@ def set_up(level: int) -> None:
     )
     logging.getLogger("pkt").setLevel(level)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that wait by spinning make small models ten times slower as soon as somebody else uses a core
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # same bytes in every run on a GPU
 
 
 def run(app: Any, arguments: Sequence[str]) -> None:
     """Run the app: one line and exit code 2 for what a user can cause."""
     debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's Ctrl-C
     try:
         code = app(list(arguments) or ["--help"], prog_name="pkt", standalone_mode=False)
     except PktError as e:

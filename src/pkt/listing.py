@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich.table import Table
 
@@ -55,7 +56,7 @@ def sweep_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
     for path in sorted(folder.glob("*.yaml")):
         found = load_sweep([path.stem])
-        axes = "; ".join(f"{key}={','.join(map(str, values))}" for key, values in found.over.items())
+        axes = "; ".join(f"{key}={', '.join(map(str, values))}" for key, values in found.over.items())
         rows.append({"sweep": path.stem, "question": found.question, "over": axes, "recipes": ", ".join(found.recipes)})
     return rows
 
@@ -106,10 +107,19 @@ def option_rows(config: Any, prefix: str = "") -> list[Row]:
 
 
 def _kind(annotation: Any) -> str:
-    """A type as a user writes its values: `published | fan_in`, `float | None`."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    """A type as a user writes its values: `published | fan_in`, `float | None`, `list[{name, revision}]`."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Literal:
+        return " | ".join(map(str, parts))
+    if kind is Annotated:
+        return _kind(parts[0])
+    if kind in (Union, UnionType):
+        return " | ".join(map(_kind, parts))
+    if kind is not None:
+        return f"{kind.__name__}[{', '.join(map(_kind, parts))}]"
+    if fields := getattr(annotation, "model_fields", None):
+        return f"{{{', '.join(fields)}}}"
+    return "None" if annotation is NoneType else str(getattr(annotation, "__name__", annotation))
 
 
 def table(rows: list[Row]) -> Table:

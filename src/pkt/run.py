@@ -60,7 +60,7 @@ class Run:
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise DataError(
-                f"{folder}: no recipe.yaml in it; start with `pkt run` or `pkt locate RECIPE --out {folder}`"
+                f"{folder}: no recipe.yaml in it; give a run folder, or start one with `pkt run` or `pkt locate RECIPE --out DIR`"
             )
         return Run(validate(Recipe, read_yaml_file(path), str(path)), folder, machine)
 

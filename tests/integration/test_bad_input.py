@@ -108,7 +108,7 @@ def test_options(refused, args, parts):
         (["plan", "nano_tuned", "--device", "gpu"], ["device 'gpu' cannot be used here"]),
         (["methods", "latten"], ["unknown method 'latten'", "did you mean 'laten'?"]),
         (["tasks", "nano/mmlo"], ["unknown task 'nano/mmlo'", "did you mean 'nano/mmlu'?"]),
-        (["align", "/nowhere"], ["/nowhere: no recipe.yaml in it", "pkt locate RECIPE --out /nowhere"]),
+        (["align", "/nowhere"], ["/nowhere: no recipe.yaml in it", "pkt locate RECIPE --out DIR"]),
         (["report", "/nowhere"], ["/nowhere", "no such file"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -39,6 +40,21 @@ def test_every_command_has_help(pkt, command):
     done = pkt(command, "--help")
     assert (done.code, done.err) == (0, "")
     assert f"pkt {command}" in done.out
+
+
+def test_options_have_the_types_that_a_user_writes(pkt):
+    shown = pkt("analyses", "representation").out
+    assert "{name, revision} | None" in shown
+    assert "pkt." not in shown
+    assert "typing" not in shown
+
+
+def test_the_package_sets_how_threads_wait_unless_somebody_has():
+    code = "import pkt, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for own, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | own
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        assert done.stdout.split() == [expected, "False"]
 
 
 def test_no_command_shows_help(pkt):

@@ -87,6 +87,16 @@ def test_only_the_located_lines_differ(sharded, tmp_path):
     assert seen == changed.keys()
 
 
+def test_what_describes_the_old_weights_is_left_behind(sharded, tmp_path):
+    lm = sharded()
+    for name in ("card.json", "README.md", "generation_config.json"):
+        (lm.checkpoint.folder / name).write_text("{}")
+    export(small_delta(lm), lm, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "generation_config.json" in names
+    assert not {"card.json", "README.md"} & names
+
+
 def test_zero_delta_gives_the_same_files(sharded, tmp_path):
     lm = sharded()
     kept = export(small_delta(lm) * 0.0, lm, tmp_path / "out")

@@ -251,6 +251,19 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def test_a_batch_systems_signal_is_a_ctrl_c(small, tmp_path):
+    folder = tmp_path / "ended"
+    command = [sys.executable, "-m", "pkt", "sweep", str(small), *OVER, "--out", str(folder), "--workers", "2"]
+    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any((folder / run / "recipe.yaml").is_file() for run in RUNS), process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; run the same command again" in said
+    assert "leaked" not in said
+    assert not (folder / "sweep.json").exists()
+
+
 def test_ctrl_c_keeps_what_is_done(pkt, small, swept, tmp_path, monkeypatch):
     inject, count = Run.inject, []
 
@@ -384,12 +397,27 @@ def test_dry_run_lists_the_settings_and_writes_nothing(pkt, small, tmp_path):
     assert "point steps=0" in pkt("sweep", small, "--over", "method.steps=0", "--dry-run").err
 
 
+@pytest.mark.parametrize("command", ["run", "certify", "sweep"])
+def test_a_dry_run_sees_that_its_folder_is_taken(pkt, small, tmp_path, command):
+    (tmp_path / "notes.txt").write_text("mine")
+    done = pkt(command, small, "--out", tmp_path, "--dry-run")
+    assert done.code == 2
+    assert "holds files but no" in done.err
+
+
+@pytest.mark.parametrize("options", [("--seeds", "2"), ("--over", "method.steps=1,2"), ("--out", "x"), ("--dry-run",)])
+def test_a_sweep_of_nothing_is_refused(pkt, options):
+    done = pkt("sweep", *options)
+    assert done.code == 2
+    assert "name recipes or a sweep before the options" in done.err
+
+
 def test_shipped_sweeps_are_listed(pkt):
     for command in (("sweep",), ("tasks", "--sweeps")):
         found = pkt(*command)
         assert found.code == 0
         assert "low_resource" in found.out
-        assert "method.steps=2,4,8,16" in found.out
+        assert "method.steps=2, 4, 8, 16" in found.out
 
 
 # certificates and several recipes

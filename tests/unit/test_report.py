@@ -286,7 +286,7 @@ def test_captions_say_what_is_seen_here(page: str) -> None:
 
 
 def test_missing_summary(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; finish the run first with `pkt run"):
+    with pytest.raises(DataError, match="no such file; give the folder of a run that `pkt run`"):
         write(tmp_path)
     assert not list(tmp_path.iterdir())
 

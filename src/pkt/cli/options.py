@@ -28,7 +28,10 @@ Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1, balanced, sequential, or offload (GPU, then CPU, then disk)")
 ]
 Workers = Annotated[
-    int, typer.Option(min=0, help="processes for the arms; 0: one per core as memory allows on a CPU, one on a GPU")
+    int,
+    typer.Option(
+        min=0, help="processes that work side by side; 0: one per core as memory allows on a CPU, one on a GPU"
+    ),
 ]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="items per forward pass in evaluation")]
 AllowCode = Annotated[

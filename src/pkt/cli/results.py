@@ -33,6 +33,7 @@ def certify(
 
     asked, machine = load_recipe(recipe, set_ or ()), machine_of(device, batch_size, workers, allow_code, no_sandbox)
     if dry_run:
+        Run(asked, out_, machine)  # is the folder free for it?
         with tempfile.TemporaryDirectory() as empty:
             made = Certification(Run(asked, Path(empty), machine))
             made.check()

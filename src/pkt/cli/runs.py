@@ -59,6 +59,7 @@ def run(
     from pkt.recipe_files import load_recipe
 
     if dry_run:
+        run_of(recipe, out_, set_, device)  # is the folder free for it?
         return plan(recipe, set_, device)
     execute(load_recipe(recipe, set_ or ()), out_, machine_of(device, batch_size, 0, allow_code, no_sandbox))
     return show_run(out_) if is_first() else None

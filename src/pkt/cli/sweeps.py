@@ -45,14 +45,18 @@ def sweep(
 ) -> None:
     """Which setting is best, and does any matter? `pkt sweep nano_tuned --over method.steps=2,4,8 --seeds 3 --out runs/s`."""
     from pkt.errors import ConfigError
-    from pkt.sweeping.engine import check_points, planned, run_sweep
+    from pkt.sweeping.engine import check_folder, check_points, planned, run_sweep
     from pkt.sweeping.grid import SWEEPS, load_sweep, parse_over
 
     if not what:
+        if out_ or over or seeds or set_ or certify or dry_run:
+            raise ConfigError("name recipes or a sweep before the options; `pkt sweep` alone lists the shipped sweeps")
         return out.print(table(sweep_rows(SWEEPS)))
     asked = load_sweep(what, parse_over(over or ()), set_ or (), seeds)
     machine = machine_of(device, batch_size, workers, allow_code, no_sandbox)
     if dry_run:
+        if out_ is not None:
+            check_folder(out_)
         runs = planned(asked, out_ or Path("sweep"), certify=certify)
         check_points(runs, machine, certify=certify)
         rows = {one.point.name: {"setting": one.point.name, "recipe": one.recipe.name} for one in runs}

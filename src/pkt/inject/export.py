@@ -31,7 +31,8 @@ Changes = list[Change | Within]
 """Of one tensor: more than one where parts share it."""
 
 KEEP_COSINE = 0.99
-SKIPPED = ("README.md", "model.safetensors.index.json")
+SKIPPED = ("README.md", "card.json", "expansion.json", "model.safetensors.index.json")
+"""Files that describe the weights that were."""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def read(folder: Path) -> RunFolder:
     """
     path = folder / "summary.json"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; finish the run first with `pkt run RECIPE --out {folder}`")
+        raise DataError(f"{path}: no such file; give the folder of a run that `pkt run` or `pkt certify` has finished")
     summary = checked(_SUMMARY, path, _ANEW.format(folder=folder))
     recipe, env = folder / "recipe.yaml", folder / "env.json"
     environment = load_json(env, _ANEW.format(folder=folder)) if env.is_file() else {}

@@ -56,7 +56,8 @@ def _scores(summary: Mapping[str, Any]) -> Figure:
         "Scores per tier",
         plots.scores(summary),
         shown="One bar per model and tier: its share of right answers, 0 to 1. The thin line on a bar is one standard error to each side.",
-        read="Compare result with target: bars whose lines overlap do not differ visibly. The source shows how much there would be to gain."
+        read="Compare result with target: they answer the same items, so a change is visible where the mean of the items' changes is two of its "
+        "standard errors or more from zero, even if the lines of the bars overlap. The source shows how much there would be to gain."
         + (f" Here the result is visibly {here}." if here else " Here no tier differs visibly." if compared else ""),
         chance=(
             "A model that knows nothing of the units would reach the dashed line, where it is known."

@@ -93,7 +93,7 @@ def run_sweep(sweep: Sweep, folder: Path, machine: Machine | None = None, *, cer
     from pkt.report.sweep_page import write
 
     machine = machine or Machine()
-    _check_folder(folder)
+    check_folder(folder)
     runs = planned(sweep, folder, certify=certify)
     first = check_points(runs, machine, certify=certify)
     start = time.perf_counter()
@@ -109,7 +109,7 @@ def run_sweep(sweep: Sweep, folder: Path, machine: Machine | None = None, *, cer
     return found
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise ConfigError for a folder that holds something else."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
