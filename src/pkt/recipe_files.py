@@ -9,7 +9,7 @@ from typing import Any
 from pkt.config import Recipe, validate
 from pkt.errors import ConfigError
 from pkt.registry import nearest
-from pkt.strict_yaml import read_yaml, read_yaml_file
+from pkt.strict_yaml import read_keys, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 METHOD = "method.name"
@@ -17,15 +17,24 @@ Override = tuple[str, Any, str]
 """A key path, the value for it, and where that was said, for messages."""
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, or the name of a shipped one."""
+def find_recipe(name: str, sweeps: Sequence[str] = ()) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one.
+
+    Args: sweeps names of sweeps, where one would do as well, for the message.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = Path(name)
     if path.is_file():
         return path
     shipped = {p.stem: p for p in RECIPES.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
-    raise ConfigError(f"no recipe {name!r}: neither a file nor a shipped recipe; {nearest(name, list(shipped))}")
+    if path.suffix or len(path.parts) > 1:
+        raise ConfigError(f"{name}: no such file; give a recipe's file, or the name of a shipped recipe")
+    what = "recipe or sweep" if sweeps else "recipe"
+    raise ConfigError(f"no {what} {name!r}: neither a file nor a shipped one; {nearest(name, [*shipped, *sweeps])}")
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,9 +51,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The keys of a recipe's file, with a name, before they are checked."""
-    data = read_yaml_file(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    data = read_keys(path)
     data.setdefault("name", path.stem)
     return data
 

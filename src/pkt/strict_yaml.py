@@ -58,3 +58,17 @@ def read_yaml_file(path: Path) -> Any:
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 (byte {e.start}); save it as UTF-8") from None
     return read_yaml(text, str(path))
+
+
+def read_keys(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: as `read_yaml_file`, or the file holds something else.
+    """
+    data = read_yaml_file(path)
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path}: expected keys and values, found {'nothing' if data is None else type(data).__name__}"
+        )
+    return data

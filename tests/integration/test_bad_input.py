@@ -129,7 +129,7 @@ def test_commands(pkt, args, parts):
         (b"seed: [\n", ["not valid YAML in line 2"]),
         (b"name: \xff\n", ["not UTF-8"]),
         (b"name: a\x00b\n", ["not valid YAML"]),
-        (b"", ["expected keys and values, found NoneType"]),
+        (b"", ["expected keys and values, found nothing"]),
     ],
 )
 def test_recipe_files(refused, tmp_path, content, parts):

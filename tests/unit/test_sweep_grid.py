@@ -181,7 +181,7 @@ def test_recipes_lie_beside_a_sweep(tmp_path, monkeypatch):
         ("recipes: [nano_tuned]\nover: {method.steps: [[1]]}\n", "expected scalars"),
         ("recipes: [nano_tuned]\nover: {a.b: [1]}\nover: {a.b: [1]}\n", "'over' stands twice"),
         ("over: {method.steps: [1]}\n", "missing key 'recipes'"),
-        ("recipes: [nano_tune]\n", "no recipe or sweep 'nano_tune'.*did you mean 'nano_tuned'"),
+        ("recipes: [nano_tune]\n", "mine.yaml: no recipe 'nano_tune'.*did you mean 'nano_tuned'"),
     ],
 )
 def test_bad_files(tmp_path, text, message):
@@ -193,6 +193,8 @@ def test_bad_files(tmp_path, text, message):
 def test_unknown_names_and_mixed_names():
     with pytest.raises(ConfigError, match="no recipe or sweep 'stepz'.*did you mean 'steps'"):
         points(load_sweep(["stepz"]))
+    with pytest.raises(ConfigError, match="there/mine.yaml: no such file; give a recipe's file"):
+        points(load_sweep(["there/mine.yaml"]))
     with pytest.raises(ConfigError, match="is a sweep, which stands alone"):
         load_sweep(["steps", "nano_tuned"])
 

@@ -124,6 +124,7 @@ def _work(
 ) -> dict[Path, str]:
     """Do what is missing; messages by the folder of the run that failed."""
     (folder / SHARED).mkdir(exist_ok=True)
+    start = time.perf_counter()
     workers = machine.workers or min(automatic_workers(run) for run in first.values())
     workers = max(1, min(workers, len(runs)))
     at_a_time = machine.execution.workers or max(1, cores() // workers)  # programs of one process
@@ -136,17 +137,17 @@ def _work(
     with Pool(partial(Worker, folder, machine), Worker.work, workers, max(1, cores() // workers)) as pool:
         if not certify:
             shared = _shared_jobs(runs, first)
-            _run(pool, [job for job in shared if job.kind in ("locate", "prepare")], "shared stages")
-            _run(pool, [job for job in shared if job.kind in ("target", "source")], "models to score")
-        for job, error in _run(pool, jobs, "certificates" if certify else "runs"):
+            _run(pool, [job for job in shared if job.kind in ("locate", "prepare")], "shared stages", start)
+            _run(pool, [job for job in shared if job.kind in ("target", "source")], "models to score", start)
+        for job, error in _run(pool, jobs, "certificates" if certify else "runs", start):
             if error is not None:
                 errors[Path(job.folder)] = error
     return errors
 
 
-def _run(pool: Pool, jobs: Sequence[Job], what: str) -> list[tuple[Job, str | None]]:
-    """Jobs with their errors, as they finish."""
-    start, found = time.perf_counter(), []
+def _run(pool: Pool, jobs: Sequence[Job], what: str, start: float) -> list[tuple[Job, str | None]]:
+    """Jobs with their errors, as they finish; seconds are told from `start` on."""
+    found = []
     for i, (job, error) in enumerate(pool.run(jobs), 1):
         seconds = time.perf_counter() - start
         if error is None:

@@ -28,8 +28,7 @@ from pkt.config import Recipe, Section, validate
 from pkt.errors import ConfigError, PktError
 from pkt.methods import method_of
 from pkt.recipe_files import RECIPES, find_recipe, override, parse_override, read_recipe
-from pkt.registry import nearest
-from pkt.strict_yaml import read_yaml, read_yaml_file
+from pkt.strict_yaml import read_keys, read_yaml, read_yaml_file
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 Scalar = bool | int | float | str | None
@@ -163,16 +162,14 @@ def load_sweep(
         _check_values(key, values, "--over")
     path = find_sweep(names)
     if path is None:
-        files = [str(_recipe_file(name, None)) if Path(name).is_file() else name for name in names]
+        files = [str(_recipe_file(name)) if Path(name).is_file() else name for name in names]
         return validate(Sweep, {"recipes": files, "over": over, "set": list(overrides), "seeds": seeds}, "sweep")
-    data = read_yaml_file(path)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    data = read_keys(path)
     if isinstance(axes := data.get("over"), dict):
         for key, values in axes.items():
             _check_values(key, values if isinstance(values, list) else [values], f"{path}: over")
     held = validate(Sweep, data, str(path))
-    files = [str(_recipe_file(name, path.parent)) if not _is_shipped(name) else name for name in held.recipes]
+    files = [str(_recipe_file(name, path)) if not _is_shipped(name) else name for name in held.recipes]
     return held.model_copy(
         update={
             "recipes": files,
@@ -187,17 +184,16 @@ def _is_shipped(name: str) -> bool:
     return (RECIPES / f"{name}.yaml").is_file()
 
 
-def _recipe_file(name: str, beside: Path | None) -> Path:
+def _recipe_file(name: str, sweep: Path | None = None) -> Path:
     """A recipe's file, looked for beside a sweep's file first."""
-    if beside is not None and (beside / name).is_file():
-        return (beside / name).absolute()
+    if sweep is not None and (sweep.parent / name).is_file():
+        return (sweep.parent / name).absolute()
+    if sweep is None:
+        return find_recipe(name, [path.stem for path in SWEEPS.glob("*.yaml")]).absolute()
     try:
         return find_recipe(name).absolute()
-    except ConfigError:
-        shipped = [path.stem for folder in (RECIPES, SWEEPS) for path in folder.glob("*.yaml")]
-        raise ConfigError(
-            f"no recipe or sweep {name!r}: neither a file nor a shipped one; {nearest(name, shipped)}"
-        ) from None
+    except ConfigError as e:
+        raise ConfigError(f"{sweep}: {e}") from None
 
 
 def points(sweep: Sweep) -> list[Point]:
@@ -225,7 +221,7 @@ def points(sweep: Sweep) -> list[Point]:
 
 def _base(name: str, sweep: Sweep) -> dict[str, Any]:
     """A recipe's keys, and its name with the sweep's overrides."""
-    data = read_recipe(_recipe_file(name, None))
+    data = read_recipe(_recipe_file(name))
     for text in sweep.set:
         key, value, _ = parse_override(text)
         if key in sweep.over:
