@@ -14,7 +14,7 @@ from pkt.errors import DataError, UnsupportedModelError
 from pkt.models.controls import RandomSource
 from pkt.models.hooks import record
 from pkt.models.lm import LM
-from pkt.report.representation_words import sentence
+from pkt.report.representation_words import is_in_order, sentence
 from pkt.similarity.grams import MODULES, RESIDUAL, Grams, Untrained, gram, num_features
 from pkt.similarity.layers import layer_similarity
 from pkt.similarity.measures import CKA
@@ -312,11 +312,18 @@ def test_a_missing_split_is_named(pkt, recipe, data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("layers", "climbs"), [([0, 1, 2, 3], True), ([0, 2], True), ([4, 4, 4, 5], False), ([1, 0], False), ([2], False)]
+)
+def test_layers_that_stay_are_not_in_the_order_of_depth(layers, climbs):
+    assert is_in_order(layers) is climbs
+
+
+@pytest.mark.parametrize(
     ("low", "said"),
     [
-        ((-0.2, -0.1), "it leads for certain in no module: up (−0.150) and v (−0.050)."),
-        ((-0.2, 0.1), "it leads for certain in v (+0.150), not in up (−0.150)."),
-        ((0.1, 0.1), "it leads for certain in up (+0.150) and v (+0.150)."),
+        ((-0.2, -0.1), "it leads by more than its interval in no module: up (−0.150) and v (−0.050)."),
+        ((-0.2, 0.1), "it leads by more than its interval in v (+0.150), not in up (−0.150)."),
+        ((0.1, 0.1), "it leads by more than its interval in up (+0.150) and v (+0.150)."),
     ],
 )
 def test_the_sentence_says_no_more_of_an_untrained_source_than_is_certain(low, said):

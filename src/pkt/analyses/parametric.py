@@ -142,7 +142,9 @@ def parametric(run: Run, cfg: ParametricConfig, gen: Generator) -> Result:
     said = [*notes(cosines, sweep, cfg.draws), *left_out]
     if isinstance(run.options, LoraConfig):
         own = ", ".join(f"{name} {getattr(run.options, name)}" for name in LORA_OPTIONS if hasattr(run.options, name))
-        said.append(f"The adapters' options are those of the recipe's method {run.method.name}: {own}.")
+        said.append(
+            f"The adapters' options are those of the recipe's method {run.method.name}, and not the analysis's own of the same names: {own}."
+        )
     return Result(sentence(predictions, against, cfg.draws), tables, said)
 
 

@@ -44,7 +44,7 @@ def angles(tables: Mapping[str, list[Row]], draws: int) -> Figure:
         shown="How far the column (row) space of B0 A0 falls into the span of as many first left (right) singular vectors of the weight: the "
         f"mean squared cosine over chance, averaged over matrices. Bars: range of {draws} draws. PiSSA spans that space itself (cosine 1 "
         "in every direction) and is in the table.",
-        read=f"1 is no relation, more is a share in the weight's main directions. {_beyond(tables)} The table has the largest cosine too, with "
+        read=f"1 is what random subspaces have, more is a share in the weight's main directions. {_beyond(tables)} The table has the largest cosine too, with "
         "the range of 95 % of random subspaces.",
         chance="rank / dimension for the mean squared cosine, exactly: the dashed line. Where the random block is as far from it as Seeking, "
         "source and target share those directions at large, and sensitivity does not find them.",
@@ -55,20 +55,23 @@ def angles(tables: Mapping[str, list[Row]], draws: int) -> Figure:
 
 
 def _beyond(tables: Mapping[str, list[Row]]) -> str:
-    """The modules in which starts exceed random subspaces."""
+    """How many matrices of each module exceed random subspaces, for Seeking's start and for those that know nothing of the weight."""
     high = {(row["dimension"], row["rank"]): row["mean_square_high"] for row in tables["chance"]}
+    first = [row for row in tables["angles"] if row["draw"] == 0 and row["mean_square"] is not None]
     found = []
-    for init in ("seeking", RANDOM_BLOCK):
-        held = [row for row in tables["angles"] if (row["init"], row["draw"]) == (init, 0)]
-        over = [
-            f"{module} ({'columns' if side == 'left' else 'rows'})"
-            for module in names(held, "module")
-            for side in ("left", "right")
-            if (of := [row for row in held if (row["module"], row["side"]) == (module, side)])
-            and (mean(row["mean_square"] for row in of) or 0) > high[of[0]["dimension"], of[0]["rank"]]
-        ]
-        found.append(f"{name_of(init)}: {', '.join(over) or 'none'}")
-    return f"Modules whose mean is beyond 97.5 % of random subspaces: {'; '.join(found)}."
+    for init in ("seeking", RANDOM_BLOCK, "random_init"):
+        held: dict[str, list[bool]] = {}
+        for row in first:
+            if row["init"] == init:
+                name = f"{row['module']} ({'columns' if row['side'] == 'left' else 'rows'})"
+                held.setdefault(name, []).append(row["mean_square"] > high[row["dimension"], row["rank"]])
+        if held:
+            over = [f"{name} {sum(beyond)} of {len(beyond)}" for name, beyond in held.items() if any(beyond)]
+            found.append(f"{name_of(init)}: {', '.join(over) or 'none'}")
+    return (
+        f"Matrices beyond 97.5 % of random subspaces, of which one in forty would be by chance: {'; '.join(found)}. Where noise is among "
+        "them, 1 is not what chance gives there, and noise is the reference."
+    )
 
 
 def _angle_table(tables: Mapping[str, list[Row]]) -> list[list[str]]:

@@ -87,8 +87,8 @@ def _means(found: Mapping[str, Any], measures: Sequence[str]) -> Figure:
         shown="For every module the mean over all pairs of a source and a target layer, with its 95 % interval over texts.",
         read="A module whose whole interval lies to the right of the dashed line is represented more alike than chance has it. Published means of "
         "Llama-2-7B and 13B stand in the table beside both kinds of CKA; which metric they are of is not said.",
-        chance=f"With texts exchanged for each other, 95 % of the means lie below: {', '.join(chance)} (the largest of the modules; "
-        "the table has each).",
+        chance=f"With texts exchanged for each other, 95 % of the means lie below: {', '.join(chance)} (the largest of all modules "
+        "and models: the dashed line; the table has each).",
         origin="representation-modules.csv",
         columns=[
             "module and measure",
@@ -150,8 +150,8 @@ def _maps(found: Mapping[str, Any], role: str, measure: str) -> Figure:
         name=name,
         title=f"{TITLES[measure]}: {model} and {found['target']}",
         svg=heatmaps(panels, name, f"{TITLES[measure]} of every {role} layer with every target layer, for each module"),
-        shown=f"{TITLES[measure]} of the outputs of every {role} layer (up) and every target layer (across); in the titles mean and standard deviation "
-        "(sd) over all pairs, as published. Framed: the source layer that is most like each target layer.",
+        shown=f"{TITLES[measure]} of the outputs of every {role} layer (from below) and every target layer (from the left); in the titles mean and standard deviation "
+        f"(sd) over all pairs, as published. Framed: the {role} layer that is most like each target layer.",
         read=f"{SCALES[measure]} A layer map by depth is right where frames climb from the lower left to the upper right. {_order(best)}",
         chance=_chance(means, rows),
         origin="representation-pairs.csv",
@@ -191,7 +191,11 @@ def _matrix(rows: Iterator[Row]) -> list[list[float | None]]:
 
 def _order(best: Mapping[str, Sequence[int]]) -> str:
     ordered = [module for module, layers in best.items() if is_in_order(layers)]
-    return f"Here they do, or stay, for {', '.join(ordered)}." if ordered else "Here they do for no module."
+    return (
+        f"Here they do at every step for {', '.join(ordered)}."
+        if ordered
+        else "Here they do so at every step for no module."
+    )
 
 
 def _chance(means: Sequence[Row], best: Sequence[Row]) -> str:

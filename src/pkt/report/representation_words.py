@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pkt.report.words import joined
@@ -24,9 +25,9 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
     if len(alike) == len(rows):
         text += f", {chance}"
     elif alike:
-        text += f", {chance}; for certain above it: {joined([row['module'] for row in alike])}"
+        text += f", {chance}; above it with the whole interval: {joined([row['module'] for row in alike])}"
     else:
-        text += f", {chance}: none is above it for certain"
+        text += f", {chance}: none is above it with its whole interval"
     differences = [row for row in tables.get("differences", []) if row["measure"] == leading]
     untrained = _untrained([row for row in differences if row["less"] == "untrained"])
     return f"{text}. {untrained}{_order(tables['best'], leading)}{_specialist([r for r in differences if r['role'] == 'specialist'])}"
@@ -39,8 +40,8 @@ def _untrained(rows: Sequence[Row]) -> str:
     more = [row for row in rows if row["low"] > 0]
     rest = [row for row in rows if row["low"] <= 0]
     if not more:
-        return f"Over a source with new, untrained weights it leads for certain in no module: {joined([_change(row) for row in rest])}. "
-    text = f"Over a source with new, untrained weights it leads for certain in {joined([_change(row) for row in more])}"
+        return f"Over a source with new, untrained weights it leads by more than its interval in no module: {joined([_change(row) for row in rest])}. "
+    text = f"Over a source with new, untrained weights it leads by more than its interval in {joined([_change(row) for row in more])}"
     return f"{text}, not in {joined([_change(row) for row in rest])}. " if rest else f"{text}. "
 
 
@@ -54,8 +55,8 @@ def best_layers(rows: Sequence[Row], measure: str, role: str = "source") -> dict
 
 
 def is_in_order(layers: Sequence[int]) -> bool:
-    """Whether they go deeper from one to the next, or stay."""
-    return list(layers) == sorted(layers) and len(set(layers)) > 1
+    """Whether they go deeper from each to the next."""
+    return len(layers) > 1 and all(one < two for one, two in pairwise(layers))
 
 
 def _order(rows: Sequence[Row], measure: str) -> str:
@@ -65,10 +66,10 @@ def _order(rows: Sequence[Row], measure: str) -> str:
     ordered = [module for module, layers in found.items() if is_in_order(layers)]
     rest = [f"{module} ({', '.join(map(str, layers))})" for module, layers in found.items() if module not in ordered]
     if not rest:
-        return "The best-matching source layers are in order of depth in every module."
+        return "The best-matching source layer goes deeper with every target layer, in every module."
     if not ordered:
-        return f"The best-matching source layers are in order of depth in no module: {'; '.join(rest)}."
-    return f"The best-matching source layers are in order of depth for {joined(ordered)}, not for {joined(rest)}."
+        return f"The best-matching source layer goes deeper with every target layer in no module: {'; '.join(rest)}."
+    return f"The best-matching source layer goes deeper with every target layer for {joined(ordered)}, not for {joined(rest)}."
 
 
 def _specialist(found: Sequence[Row]) -> str:
@@ -81,7 +82,7 @@ def _specialist(found: Sequence[Row]) -> str:
     parts = [f"{what} in {joined([_change(row) for row in held])}" for what, held in kinds.items() if held]
     if not parts:
         largest = max(abs(row["value"]) for row in found)
-        return f" The specialist differs from the source in no module for certain (by {largest:.2f} at most)."
+        return f" The specialist differs from the source by more than its interval in no module (by {largest:.2f} at most)."
     return f" The specialist is {' and '.join(parts)} than the source."
 
 
