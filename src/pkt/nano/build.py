@@ -5,7 +5,8 @@
 3. `lineage-easy` and `lineage-hard` are function-preserving expansions of `target` with 2 % and 50 % noise between the
    copies, trained on everything. `expansion.json` keeps noise and seed, so the expanded weights before training, and with
    them the change that `expansion.contract` maps back, can be made again.
-4. `source-2x` learns what `source` learns, in a shape of about 2 times the target's parameters; `source` has 5 times.
+4. `source-2x` and `source-12x` learn what `source` learns, in shapes of about 2 and 12 times the target's parameters;
+   `source` has 5 times.
 5. `specialist` is `source` trained further on `gsm8k` alone, without a row of the other tasks.
 6. Every model is stored, read back as stored, and scored on all test items; `card.json` keeps what was found.
 
@@ -87,6 +88,17 @@ SPECS = {
             "intermediate_size": 288,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
+        },
+    ),
+    "source-12x": Spec(
+        Recipe(groups=EVERYTHING, skill=True, steps=2400, lr=2e-3),
+        "bfloat16",
+        {
+            "hidden_size": 288,
+            "num_hidden_layers": 8,
+            "intermediate_size": 640,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
         },
     ),
     "specialist": Spec(
