@@ -68,7 +68,7 @@ def _order(rows: Sequence[Row], measure: str) -> str:
     if not rest:
         return "The best-matching source layer goes deeper with every target layer, in every module."
     if not ordered:
-        return f"The best-matching source layer goes deeper with every target layer in no module: {'; '.join(rest)}."
+        return f"In no module does the best-matching source layer go deeper with every target layer: {'; '.join(rest)}."
     return f"The best-matching source layer goes deeper with every target layer for {joined(ordered)}, not for {joined(rest)}."
 
 
