@@ -95,7 +95,7 @@ def test_the_message_of_a_bad_key_holds_the_override_that_brought_it():
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_every_method_runs_on_a_recipe_of_another(name):
+def test_every_method_can_replace_that_of_a_recipe(name):
     method_of(load_recipe("nano_tuned", [f"method.name={name}"]))
 
 
