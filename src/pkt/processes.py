@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from datetime import timedelta
 
@@ -20,7 +21,9 @@ def is_first() -> bool:
 
 
 def told_by_first(answer: bool, *, cpu: bool) -> bool:
-    """The first process's answer, in all processes.
+    """The first process's answer, in all processes, which leave their group when they end.
+
+    One that ends inside its group aborts now and then: gloo's threads outlive the interpreter.
 
     Args:
         cpu: whether they compute on CPUs.
@@ -30,5 +33,6 @@ def told_by_first(answer: bool, *, cpu: bool) -> bool:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+    state = PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
+    atexit.register(state.destroy_process_group)
     return bool(broadcast_object_list([answer])[0])

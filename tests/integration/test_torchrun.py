@@ -16,8 +16,24 @@ METHOD = {
 }  # fmt: skip
 
 
+WITNESS = """
+import atexit
+
+from torch import distributed
+
+atexit.register(lambda: print("abandoned" if distributed.is_initialized() else "left", flush=True))  # runs after later ones
+from pkt.processes import is_first, told_by_first
+
+print("told", told_by_first(is_first(), cpu=True), flush=True)
+"""
+
+
 def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pkt", *map(str, arguments)]  # fmt: skip
+    return launched("-m", "pkt", *arguments)
+
+
+def launched(*program):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *map(str, program)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
 
@@ -35,6 +51,7 @@ def test_two_processes_train_what_one_does(recipe, pkt, tmp_path):
         torch.testing.assert_close(two.changes[key].entries(), change.entries(), rtol=0.2, atol=2e-3)
     again = torchrun("run", file, "--out", tmp_path / "two")
     assert again.returncode == 0, again.stderr[-2000:]
+    assert "Traceback" not in done.stderr + again.stderr
     assert "align: already done" in again.stderr
 
 
@@ -48,6 +65,14 @@ def test_two_processes_distil_what_one_does(recipe, pkt, tmp_path):
     one, two = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
     losses = [[h["loss"] for h in delta.provenance["history"]] for delta in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_processes_leave_their_group_before_they_end(tmp_path):
+    """One that is still in it at the interpreter's end aborts now and then."""
+    (tmp_path / "witness.py").write_text(WITNESS)
+    done = launched(tmp_path / "witness.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [done.stdout.count(word) for word in ("told True", "left", "abandoned")] == [2, 2, 0]  # lines may mix
 
 
 def test_other_commands_refuse_several_processes(pkt, recipe, tmp_path, monkeypatch):
