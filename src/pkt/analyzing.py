@@ -11,8 +11,9 @@ from typing import Any
 
 from pkt.analyses import ANALYSES
 from pkt.analyses.base import Analysis, AnalysisConfig
+from pkt.certificate_file import with_certificate_of
 from pkt.config import Recipe, validate
-from pkt.execute import with_certificate_of
+from pkt.errors import ConfigError
 from pkt.files import csv_text, locked, write_json, write_text
 from pkt.machine import Machine
 from pkt.recipe_files import load_recipe, override, parse_override
@@ -52,6 +53,7 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
 
     found = ANALYSES.get(name)
     run = Run(with_certificate_of(folder, recipe), folder, machine)
+    _check_folder(run)
     found.check(run, cfg)
     path = folder / f"{name}.json"
 
@@ -81,6 +83,17 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
         run.start()
         run.stages.run(f"analyze {name}", _key(run, found, cfg), make)
         return write(json.loads(path.read_text(encoding="utf-8")), folder)
+
+
+def _check_folder(run: Run) -> None:
+    """Raise ConfigError where another recipe's run would lose its recipe."""
+    if not any((run.folder / name).is_file() for name in ("delta.safetensors", "certificate.json")):
+        return
+    held = Run.resume(run.folder).recipe
+    if held != run.recipe:
+        raise ConfigError(
+            f"{run.folder} holds a run of another recipe ({held.name}); analyse {run.folder / 'recipe.yaml'} there, or give another folder"
+        )
 
 
 def _key(run: Run, found: Analysis, cfg: AnalysisConfig) -> str:

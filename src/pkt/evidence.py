@@ -20,7 +20,6 @@ from pkt.errors import DataError
 from pkt.files import locked, write_json
 from pkt.jobs import EFFORT, GUARD_TEXT, Job, read_record
 from pkt.machine import Machine
-from pkt.memo import memo_files
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
 from pkt.run import Run
@@ -91,7 +90,7 @@ def certificate(made: Certification) -> dict[str, Any]:
         "hashes": {
             "recipe": run.certified_key(),
             "data": made.data(),
-            "location": {path.name: file_digest(path) for path in memo_files(run.memo)},
+            "location": {path.name: file_digest(path) for path in run.memo_files()},
             "scores": {arm: file_digest(scores_path(made, arm)) for arm in ("target", "source")},
         },
         "code": {**code(), "sources": sorted(sources)},

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pkt.certificate_file import with_certificate_of
 from pkt.checks import check
-from pkt.config import CertificateSection, Recipe, validate
-from pkt.errors import ConfigError
+from pkt.config import Recipe
 from pkt.files import locked
 from pkt.machine import Machine
 from pkt.processes import is_first
 from pkt.run import Run
-from pkt.strict_yaml import read_yaml_file
-
-
-def with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
-    """The recipe with the `certificate` section of the folder's certificate, if it has none of its own."""
-    path = folder / "recipe.yaml"
-    if recipe.certificate != CertificateSection() or not path.is_file() or not (folder / "certificate.json").is_file():
-        return recipe
-    try:
-        before = validate(Recipe, read_yaml_file(path), str(path))
-    except ConfigError:  # of another version: it is written anew
-        return recipe
-    return recipe.model_copy(update={"certificate": before.certificate})
 
 
 def execute(recipe: Recipe, folder: Path, machine: Machine | None = None, memo: Path | None = None) -> Run:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkt.files import HEADER, save_tensors, write_text
+from pkt.memo_costs import found_made, making
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +30,16 @@ def remembered(
         header: what the tensors are, for people.
         names: the tensors that are wanted; None means all. The others are not read.
     """
-    known = _read(path, names) if path else None
-    if known is not None:
+    if path is None:
+        found = make()
+    elif (known := _read(path, names)) is not None:
+        found_made(path)
         return known
-    found = make()
-    if path:
-        content = {name: _digest(name, tensor) for name, tensor in found.items()}
-        save_tensors(path, found, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
+    else:
+        with making(path):
+            found = make()
+            content = {name: _digest(name, tensor) for name, tensor in found.items()}
+            save_tensors(path, found, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
     return found if names is None else {name: found[name] for name in names}
 
 
@@ -57,11 +61,6 @@ def remembered_value(path: Path, key: str, make: Callable[[], Any]) -> Any:
 
 def _value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def memo_files(folder: Path) -> list[Path]:
-    """What is kept in a memo: tensors, and answers as lines."""
-    return sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".jsonl"))
 
 
 def _read(path: Path, names: Sequence[str] | None) -> dict[str, Tensor] | None:

@@ -9,13 +9,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pkt.certificate_file import own_certificate
 from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
-from pkt.memo import memo_files, remembered_value
+from pkt.memo import remembered_value
+from pkt.memo_costs import watched
 from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
@@ -23,7 +25,7 @@ from pkt.overlap import record_overlap
 from pkt.processes import num_processes, told_by_first
 from pkt.protocols import asking, protocol_of, unset
 from pkt.scores import Scores
-from pkt.stages import Stages, key_of
+from pkt.stages import SHARED, Stages, key_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.base import Example, Task, fingerprint
 
@@ -124,9 +126,13 @@ class Run:
         return self.recipe.task.prompt_style
 
     def start(self) -> None:
-        """Write the recipe, the environment, and what the data shares with test sets."""
+        """Write the recipe, the environment, and what the data shares with test sets; set aside what is of another recipe."""
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        own_certificate(self)
+        if done := {*SHARED} & self.stages.records().keys():
+            for name in done - self.shared_keys().keys():
+                self.stages.drop(name)
         write_json(self.folder / "env.json", found)
         record_overlap(self)
 
@@ -141,26 +147,31 @@ class Run:
         self._locate(f"locate {name}", self.task.located_with(examples))
 
     def _locate(self, stage: str, task: Task) -> None:
+        assert self.method.locate is not None
+        fill = partial(self.method.locate, self.source, self.target, task, self.options, self.style)
+        self._fill_memo(stage, self._locate_key(stage, task), fill)
+
+    def _fill_memo(self, stage: str, key: str, fill: Callable[[], object]) -> None:
+        """Run a stage that leaves files in the memo; where that is shared the first run says what it took."""
+
         def make() -> list[Path]:
-            assert self.method.locate is not None
-            self.method.locate(self.source, self.target, task, self.options, self.style)
-            return self._memo_files()
+            with watched() as memo:
+                fill()
+            return [] if self.is_shared else sorted(memo.files)  # those of a shared one verify themselves
 
-        self._run_shared(stage, self._locate_key(stage, task), make)
-
-    def _run_shared(self, stage: str, key: str, make: Callable[[], list[Path]]) -> None:
-        """Run a stage that several runs share; the first of them says what it took."""
         if self.is_shared:
             self.stages.adopt(stage, key, self.shared_stages(stage, key))
         self.stages.run(stage, key, make, count=True)
 
+    def memo_files(self) -> list[Path]:
+        """What location and preparation left in the folder's memo, as far as it is there."""
+        records = self.stages.records()
+        found = {file for name, record in records.items() if name.split()[0] in SHARED for file in record["files"]}
+        return sorted(path for path in (self.folder / file for file in found) if path.is_file())
+
     def shared_stages(self, stage: str, key: str) -> Stages:
         """The folder beside the shared memo that says what a stage took, once for all runs that share it."""
         return Stages(self.memo.parent / f"{stage}-{key[:16]}")
-
-    def _memo_files(self) -> list[Path]:
-        """Files of this folder's memo; those of a shared one verify themselves."""
-        return [] if self.is_shared else memo_files(self.memo)
 
     def _locate_key(self, stage: str, task: Task) -> str:
         return key_of(stage, self.inputs(), self.method.location_key(task, self.options), self.recipe.dtype)
@@ -179,14 +190,10 @@ class Run:
         """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
         decides = self.method.preparation_key(self.task, self.options)
         if decides is None:
-            return self.stages.drop("prepare")
-
-        def make() -> list[Path]:
-            assert self.method.prepare is not None
-            self.method.prepare(self.source, self.target, self.task, self.options, self.style)
-            return self._memo_files()
-
-        return self._run_shared("prepare", self._prepare_key(decides), make)
+            return None
+        assert self.method.prepare is not None
+        fill = partial(self.method.prepare, self.source, self.target, self.task, self.options, self.style)
+        return self._fill_memo("prepare", self._prepare_key(decides), fill)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""
@@ -205,8 +212,6 @@ class Run:
             self.recipe.seed,
             self.recipe.dtype,
         )
-        if self.method.locate is None:
-            self.stages.drop("locate")
         self.prepare()
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen

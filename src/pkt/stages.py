@@ -18,6 +18,7 @@ from typing import Any
 
 from pkt.errors import DataError
 from pkt.files import leftovers, write_json
+from pkt.memo_costs import Touched, watched
 from pkt.models.checkpoint import file_digest
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,7 @@ class Stages:
         """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files.
 
         Args:
-            count: record the floating-point operations too. A stage that is made again for a file that was lost may find
-                others that it need not compute: then what the first time cost stands.
+            count: record the floating-point operations too. What a shared stage found in a memo counts as if it had made it.
         """
         for path in leftovers(self.folder):
             path.unlink()
@@ -73,19 +73,19 @@ class Stages:
             return
         start = time.perf_counter()
         reset_peak()
-        with _counted(count) as flop:
+        with _counted(count) as flop, watched() as memo:
             files = make()
+        found = memo if name.split()[0] in SHARED else Touched()
         record: dict[str, Any] = {
             "key": key,
             "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": round(time.perf_counter() - start + found.seconds, 3),
             "peak_memory_gib": round(peak_bytes() / 2**30, 3),
         }
         if content is not None:
             record["content"] = content()
         if count:
-            before = self.records().get(name, {})
-            record["flop"] = max(flop(), before.get("flop", 0) if before.get("key") == key else 0)
+            record["flop"] = None if found.flop is None else round(flop() + found.flop)
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 
@@ -128,10 +128,10 @@ def _counted(wanted: bool) -> Iterator[Callable[[], int]]:
 
 
 def flop_of(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Operations of the stages that make the delta; None where one was not counted, or found its scores already made."""
+    """Operations of the stages that make the delta; None where one was not counted."""
     made = [name for name in (*SHARED, "align") if name in stages]
     known = [stages[name]["flop"] for name in made if stages[name].get("flop") is not None]
-    if len(known) < len(made) or "align" not in stages or any(stages[n]["flop"] == 0 for n in SHARED if n in stages):
+    if len(known) < len(made) or "align" not in stages:
         return None
     return sum(known)
 

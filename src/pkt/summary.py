@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pkt.certificate_file import own_certificate
 from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
 from pkt.inject.delta import Change, Delta, Lines, LowRank
@@ -27,12 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def write_summary(run: Run) -> dict[str, Any]:
-    """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out.
-
-    A certificate of another recipe, left from before the recipe was changed, is moved aside.
-    """
+    """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out."""
     folder = run.folder
-    certificate = _certificate(run)
+    certificate = own_certificate(run)
     summary: dict[str, Any] = {
         "name": run.recipe.name,
         "task": run.task.name,
@@ -75,23 +73,6 @@ def effort(run: Run) -> dict[str, int | None]:
     return {key: said.get(key) for key in ("trained_parameters", "labels", "steps")} | {
         "flop": flop_of(run.stages.records()) if said else None
     }
-
-
-def _certificate(run: Run) -> dict[str, Any] | None:
-    """The folder's certificate, if there is one and it is of this recipe."""
-    path = run.folder / "certificate.json"
-    if not path.is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = {}
-    if found.get("hashes", {}).get("recipe") == run.certified_key():
-        return found
-    aside = path.with_name("certificate.stale.json")
-    log.warning("%s is of another recipe: moved to %s; `pkt certify` makes it anew", path, aside.name)
-    path.replace(aside)
-    return None
 
 
 def _order(stage: str, run: Run) -> tuple[int, int]:

@@ -11,8 +11,10 @@ import yaml
 from certified_folders import ARMS, ONE_PROCESS, failed, lines, make, read, small_recipe, times, written
 from run_folders import temporaries
 
+from pkt.analyzing import from_names
 from pkt.certification import SELECTION, Certification, automatic_workers
-from pkt.errors import TrainingError
+from pkt.comparison import entry
+from pkt.errors import ConfigError, TrainingError
 from pkt.execute import execute
 from pkt.extract.attribution import attribute
 from pkt.inject.delta import Delta
@@ -204,6 +206,35 @@ def test_another_recipe_in_the_folder_moves_the_certificate_aside(certified, cap
     assert (certified / "certificate.stale.json").is_file()
 
 
+def test_a_certificate_of_another_recipe_is_aside_before_work_starts(certified, monkeypatch):
+    def stop(made):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Certification, "make", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(certified, method={"steps": 1})
+    assert not (certified / "certificate.json").exists()
+    assert entry(certified).verdict is None
+    with pytest.raises(KeyboardInterrupt):
+        make(certified)
+    assert (certified / "certificate.stale.json").is_file()
+
+
+def test_an_analysis_in_the_folder_leaves_the_certificate_as_it_is(certified):
+    recipe = certified / "recipe.yaml"
+    before = recipe.read_text()
+    small = ("analysis.positions=64", "analysis.permutations=20", "analysis.groups=5", "analysis.untrained=false")
+    from_names("representation", str(recipe), small, certified, ONE_PROCESS)
+    assert list((certified / "neurons").glob("gram-*"))
+    assert failed(certified) == []
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run of another recipe \(small\); analyse .*recipe.yaml there, or give another folder",
+    ):
+        from_names("representation", str(recipe), ("method.steps=1", *small), certified, ONE_PROCESS)
+    assert recipe.read_text() == before
+
+
 def test_locating_again_keeps_the_section_of_the_certificate(certified, pkt, tmp_path):
     before = (certified / "recipe.yaml").read_text()
     plain = yaml.safe_load(before)
@@ -253,7 +284,8 @@ def test_training_that_diverges_at_every_rate_is_one_line(certified):
     with pytest.raises(TrainingError, match="real_source: training diverged at every learning rate from") as e:
         make(certified, method={"lr": 1e33, "norm_weight": 0.0}, certificate={"arms": []})
     assert "\n" not in str(e.value)
-    assert read(certified / "certificate.json") == before
+    assert not (certified / "certificate.json").exists()  # the folder is no longer of that recipe
+    assert read(certified / "certificate.stale.json") == before
 
 
 def test_an_arm_that_diverges_at_a_given_rate_is_named(certified):

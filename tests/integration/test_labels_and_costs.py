@@ -72,10 +72,36 @@ def test_a_run_records_operations_labels_and_steps(finished, recipe):
 
 def test_operations_of_a_stage_that_found_scores_already_made_stay(finished):
     before = read(finished / "stages.json")["locate"]["flop"]
-    lost = sorted((finished / "neurons").iterdir())[0]
+    lost = sorted((finished / "neurons").glob("*.safetensors"))[0]
     lost.unlink()
     Run.resume(finished, ONE_PROCESS).locate()
     assert read(finished / "stages.json")["locate"]["flop"] == before
+
+
+def test_scores_that_another_recipe_made_count_for_every_recipe(recipe, finished, pkt):
+    """The stages differ, the files are the same: none is made again."""
+    before = read(finished / "stages.json")["locate"]
+    assert pkt("locate", recipe(), "--out", finished, "--set", "method.alignment=moments").code == 0
+    after = read(finished / "stages.json")["locate"]
+    assert after["key"] != before["key"]
+    assert (after["files"], after["flop"]) == (before["files"], before["flop"])
+    assert after["seconds"] > 0.5 * before["seconds"]
+
+
+def test_what_location_took_is_not_known_without_its_record(recipe, finished, pkt):
+    for path in (finished / "neurons").glob("*.cost.json"):
+        path.unlink()
+    assert pkt("locate", recipe(), "--out", finished, "--set", "method.alignment=moments").code == 0
+    assert read(finished / "stages.json")["locate"]["flop"] is None
+
+
+def test_a_method_that_locates_nothing_is_not_charged_for_another_ones_location(certified):
+    other = small_recipe(certificate={"arms": []}).model_copy(update={"method": {"name": "sft"}})
+    run = Run(other, certified, ONE_PROCESS)
+    assert "locate" in read(certified / "stages.json")
+    run.start()
+    Certification(run).locate()
+    assert "locate" not in read(certified / "stages.json")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +109,8 @@ def test_operations_of_a_stage_that_found_scores_already_made_stay(finished):
     [
         ({"locate": {"flop": 3}, "align": {"flop": 5}}, 8),
         ({"align": {"flop": 0}}, 0),
-        ({"locate": {"flop": 0}, "align": {"flop": 5}}, None),
+        ({"locate": {"flop": 0}, "align": {"flop": 5}}, 5),
+        ({"locate": {"flop": None}, "align": {"flop": 5}}, None),
         ({"locate": {}, "align": {"flop": 5}}, None),
         ({"locate": {"flop": 3}}, None),
     ],

@@ -104,7 +104,7 @@ def test_stopped_inside_a_stage(pkt, recipe, finished, tmp_path, monkeypatch, st
             patch.setattr(f"{module}.save_tensors", stop_while_writing)
         assert pkt("run", recipe(), "--out", folder).code == 130
     assert not temporaries(folder)
-    assert len(list((folder / "neurons").iterdir())) == (1 if stage == "locate" else 2)
+    assert len(list((folder / "neurons").glob("*.safetensors"))) == (1 if stage == "locate" else 2)
     assert not (folder / "model").exists()
     assert pkt("run", recipe(), "--out", folder).code == 0
     assert weights(folder) == weights(finished)
@@ -194,7 +194,13 @@ def test_an_arm_that_is_no_longer_asked_for_leaves(pkt, recipe, finished):
 
 
 DAMAGED = {
-    "truncated": ["delta.safetensors", "neurons/*", "model/model.safetensors", "model/tokenizer.json", "scores.jsonl"],
+    "truncated": [
+        "delta.safetensors",
+        "neurons/*.safetensors",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "scores.jsonl",
+    ],
     "changed": [
         "delta.safetensors",
         "model/model.safetensors",
@@ -204,7 +210,7 @@ DAMAGED = {
     ],
     "deleted": [
         "delta.safetensors",
-        "neurons/*",
+        "neurons/*.safetensors",
         "model/tokenizer.json",
         "export.json",
         "scores.jsonl",

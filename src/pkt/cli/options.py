@@ -73,7 +73,7 @@ def machine_of(
 
 def run_of(recipe: str, folder: Path, overrides: list[str] | None, device: str, batch_size: int = 64) -> Run:
     """The run of a recipe in a folder."""
-    from pkt.execute import with_certificate_of
+    from pkt.certificate_file import with_certificate_of
     from pkt.recipe_files import load_recipe
     from pkt.run import Run
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError
 from pkt.files import write_text
+from pkt.memo_costs import found_made, making
 from pkt.progress import track
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def answers(
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = lm.memo / f"answers-{key[:16]}.jsonl" if lm.memo else None
     kept = _read(path, key) if path else None
-    if kept is not None:
+    if path and kept is not None:
+        found_made(path)
         return kept
     prompts = [lm.tokenizer(text, add_special_tokens=how.special_tokens, verbose=False)["input_ids"] for text in texts]
     longest = max(map(len, prompts), default=0)
@@ -70,10 +72,11 @@ def answers(
             f"{lm.name}: a prompt has {longest} tokens and its answer up to {how.max_new_tokens} more, but the context holds "
             f"{lm.dims.context}; lower method.max_new_tokens or remove the prompt"
         )
-    with (loaded or lm.loaded)() as model, greedy(model, lm.tokenizer):
-        found = _write(model, lm, prompts, how)
-    if path:
-        _keep(path, key, texts, found)
+    with making(path) if path else nullcontext():
+        with (loaded or lm.loaded)() as model, greedy(model, lm.tokenizer):
+            found = _write(model, lm, prompts, how)
+        if path:
+            _keep(path, key, texts, found)
     return found
 
 

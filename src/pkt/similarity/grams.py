@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pkt.errors import UnsupportedModelError
 from pkt.memo import remembered
+from pkt.memo_costs import making
 from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS, Dims
 from pkt.models.hooks import record
@@ -105,8 +106,11 @@ class Grams:
             for module in modules
             if not self._is_there(layer, module)
         ]
-        for place, found_PP in self._record(missing) if missing else ():
-            self._keep(place, found_PP)
+        if not missing:
+            return
+        with nullcontext() if self.lm.memo is None else making(*(self._file(*place) for place in missing)):
+            for place, found_PP in self._record(missing):
+                self._keep(place, found_PP)
 
     def _is_there(self, layer: int, module: str) -> bool:
         return (layer, module) in self._kept if self.lm.memo is None else self._file(layer, module).is_file()
