@@ -22,7 +22,9 @@ from pkt.comparison import compare
 from pkt.errors import TrainingError
 from pkt.files import write_text
 from pkt.run import Run
-from pkt.sweeping.engine import sweep
+from pkt.sweeping.engine import planned, sweep
+from pkt.sweeping.grid import load_sweep
+from pkt.sweeping.table import table as make_table
 
 OVER = ("--over", "method.steps=1,2", "--over", "method.transfer_rate=0.1", "--seeds", "2")
 RUNS = [f"steps={steps},transfer_rate=0.1/seed-{seed}" for steps in (1, 2) for seed in (0, 1)]
@@ -99,6 +101,23 @@ def test_target_and_source_are_scored_once_and_neurons_located_once(swept):
         shown = [[(line["id"], line["output"], line["score"]) for line in lines(swept / run, arm)] for run in RUNS]
         assert shown[0]
         assert all(one == shown[0] for one in shown)
+
+
+def test_every_seed_is_compared_with_the_target_as_its_own_folder_scored_it(swept, small):
+    """Where rounding differs from seed to seed, targets were scored in other dtypes."""
+    path = swept / RUNS[1] / "scores.jsonl"
+    changed = [json.loads(line) for line in path.read_text().splitlines()]
+    target = [line for line in changed if line["arm"] == "target"]
+    lost = sum(1 - line["score"] for line in target if line["tier"] == "new") / sum(
+        line["tier"] == "new" for line in target
+    )
+    for line in target:
+        line["score"] = 1.0
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in changed))
+    grid = load_sweep([str(small)], {"method.steps": [1, 2], "method.transfer_rate": [0.1]}, seeds=2)
+    found = make_table(grid, planned(grid, swept, certify=False), {}, swept, certify=False)
+    before = read(swept)["points"][0]["change"]["mean"]
+    assert found["points"][0]["change"]["mean"] == pytest.approx(before - lost / 2)
 
 
 def test_a_run_of_a_sweep_is_what_pkt_run_makes(pkt, small, swept, tmp_path):

@@ -139,6 +139,14 @@ def test_certificates_have_their_seeds_inside():
     assert usual[0].recipe.certificate.seeds == 5
 
 
+def test_certificates_of_different_numbers_of_seeds_are_no_table():
+    both = load_sweep(["nano_tuned", "nano_demo"])
+    with pytest.raises(ConfigError, match="have 3, 5 seeds, but points are compared seed by seed; say --seeds 5"):
+        planned(both, Path("out"), certify=True)
+    assert len(planned(both, Path("out"), certify=False)) == 2
+    assert len(planned(load_sweep(["nano_tuned", "nano_demo"], seeds=4), Path("out"), certify=True)) == 2
+
+
 def test_a_sweep_needs_scores_of_target_and_result():
     with pytest.raises(ConfigError, match="a sweep compares the result with the target"):
         points(load_sweep(["llama2_13b_to_7b_mbpp"], FEW))

@@ -57,6 +57,12 @@ def planned(sweep: Sweep, folder: Path, *, certify: bool) -> list[Planned]:
                 Planned(point, recipe, at / f"seed-{recipe.seed}")
                 for recipe in map(point.seeded, range(sweep.seeds or 1))
             ]
+    counts = {one.recipe.certificate.seeds for one in found}
+    if certify and len(counts) > 1:
+        raise ConfigError(
+            f"the points' certificates have {', '.join(map(str, sorted(counts)))} seeds, but points are compared seed by seed; say "
+            f"--seeds {max(counts)}"
+        )
     return found
 
 

@@ -132,6 +132,8 @@ def _fill(found: Found, runs: Sequence[Planned], tier: str | None, *, certify: b
     for role, items in models.items():
         row[f"{role}_scores"] = {name: asdict(level) for name, level in levels_of(items).items()}
     row["chance"] = {name: known for name in tiers if (known := chance_of(task, name))}
+    if not certify:  # each seed's own: where rounding differs from seed to seed, the target was scored in another dtype
+        models["target"] = read_items(paths, task, "target")
     found.items, found.target = result.of_tier(row["tier"]), models["target"].of_tier(row["tier"])
     row["change"] = difference(found.items, found.target, found.level)
 
