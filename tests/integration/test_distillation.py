@@ -242,6 +242,17 @@ def test_at_lmbda_1_no_label_is_read(tiny_source, tiny_target):
         assert same(one, two) == (lmbda == 1.0)
 
 
+def test_the_target_samples_by_the_recipe_and_not_by_settings_of_its_own(tiny_source, tiny_target, tmp_path):
+    with LM(tiny_target.name, device="cpu").private() as model:
+        model.generation_config.update(do_sample=True, min_p=1.0)
+        model.save_pretrained(tmp_path)
+    tiny_target.tokenizer.save_pretrained(tmp_path)
+    own = LM(tmp_path, device="cpu")
+    with own.loaded() as model:
+        assert model.generation_config.min_p == 1.0
+    assert same(*(run("gkd", tiny_source, target, lmbda=1.0) for target in (tiny_target, own)))
+
+
 def padded(lm: LM, folder: Path, more: int) -> LM:
     """The same model with random rows for tokens that the tokenizer does not have."""
     with LM(lm.name, device="cpu").private() as model, torch.random.fork_rng():

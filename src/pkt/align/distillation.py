@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pkt.align.finetune import FinetuneConfig, arguments, collate
 from pkt.align.trainer import Checked, Reports
+from pkt.models.generation import plain_settings
 from pkt.models.lm import LM
 from pkt.models.teacher import Teacher
 from pkt.quiet import errors_only
@@ -151,8 +152,7 @@ def distillation(
         numbers = [row["example"] for row in rows]
         return collate([examples[i] for i in numbers], pad) | {"prompts": numbers}
 
-    ends = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = target.tokenizer.eos_token_id if ends is None else ends
+    model.generation_config = plain_settings(model, target.tokenizer)  # what trl leaves open is filled in from there
     teacher.config.get_text_config().vocab_size = model.config.get_text_config().vocab_size  # compared by trl; we crop
     with errors_only("trl"):  # it recommends another trainer for some options
         made = Distillation(

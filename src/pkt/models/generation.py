@@ -17,7 +17,7 @@ from pkt.memo_costs import found_made, making
 from pkt.progress import track
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from pkt.models.lm import LM
 
@@ -83,17 +83,24 @@ def answers(
 @contextmanager
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterator[None]:
     """Inside, the model's generation settings are plain greedy ones with its own ends of sequence."""
-    from transformers import GenerationConfig
-
     before = model.generation_config
-    ends = before.eos_token_id if before.eos_token_id is not None else tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=ends, bos_token_id=before.bos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = plain_settings(model, tokenizer)
     try:
         yield
     finally:
         model.generation_config = before
+
+
+def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """Greedy generation with the model's own ends of sequence, and nothing else that it came with: no penalties, no cuts."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
+        bos_token_id=own.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> list[str]:
