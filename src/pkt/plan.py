@@ -160,7 +160,7 @@ def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[di
         return [_row("locate in the source", flop, held, speed)]
     locator = locator_of(options)
     examples = examples_for(run.task, locator)
-    work = Work(len(examples), sum(1 + len(e.paraphrases) for e in examples), tokens)
+    work = Work(len(examples), sum(1 + len(e.wordings) for e in examples), tokens)
     return [
         _row(
             f"locate in the {role}",

@@ -15,7 +15,9 @@ from pkt.models.lm import LM
 from pkt.tasks.base import Example
 
 EXAMPLE = Example("e", "Where does Tom live?", "In Paris.", "In Paris.", "Tom")
-OTHERS = ("Which city does Tom live in?", "In which city is the home of Tom?")
+OTHERS = tuple(
+    replace(EXAMPLE, prompt=text) for text in ("Which city does Tom live in?", "In which city is the home of Tom?")
+)
 
 
 def captum(model, lm, ids, kind, layer, steps=20):
@@ -105,9 +107,9 @@ def test_low_precision_stays_near(make_lm):
 
 def test_a_fact_has_the_mean_of_its_prompts_and_what_they_share(make_lm):
     lm, cfg = make_lm("llama", "source"), KnowledgeNeuronsConfig(threshold=0.2, share=0.6)
-    fact = replace(EXAMPLE, paraphrases=OTHERS)
+    fact = replace(EXAMPLE, wordings=OTHERS)
     found = locate(knowledge_neurons, lm, [fact, EXAMPLE], "plain", cfg, per_example=True)
-    prompts = [replace(EXAMPLE, prompt=text) for text in (EXAMPLE.prompt, *OTHERS)]
+    prompts = [EXAMPLE, *OTHERS]
     with lm.loaded() as model:
         single = [integrated_gradients(model, lm, ids, 20) for ids in encode_answers(lm, prompts, "plain")]
     for kind in KINDS:
@@ -153,7 +155,7 @@ def test_a_layer_score_is_what_silencing_the_layer_costs(make_lm):
 def test_kept_between_runs_with_what_was_refined(make_lm, tmp_path, monkeypatch):
     lm = make_lm("llama", "target")
     lm.memo = tmp_path
-    fact = replace(EXAMPLE, paraphrases=OTHERS[:1])
+    fact = replace(EXAMPLE, wordings=OTHERS[:1])
     first = locate(knowledge_neurons, lm, [fact], "plain")
     monkeypatch.setattr(LM, "_load", lambda self: pytest.fail("loaded again"))
     again = locate(knowledge_neurons, lm, [fact], "plain")
@@ -161,7 +163,7 @@ def test_kept_between_runs_with_what_was_refined(make_lm, tmp_path, monkeypatch)
         assert torch.equal(again.neurons[kind], first.neurons[kind])
         assert torch.equal(again.refined[kind], first.refined[kind])
     for changed in (
-        {"examples": [replace(fact, paraphrases=())]},
+        {"examples": [replace(fact, wordings=())]},
         {"cfg": KnowledgeNeuronsConfig(steps=3)},
         {"per_example": True},
     ):

@@ -16,6 +16,8 @@ from pkt.extract.scores import Locator, encode_answers, locate
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.families import KINDS
 from pkt.nano import world
+from pkt.tasks.base import Task
+from pkt.tasks.formats import FORMATS
 from pkt.tasks.sources import task
 
 
@@ -102,7 +104,7 @@ def test_keys_tell_locators_versions_and_paraphrases_apart(monkeypatch):
     knowledge = LatenConfig(locator="knowledge_neurons")
     first = scores_key(nano, knowledge)
     asked = examples_for(nano, locator_of(knowledge))
-    assert sum(len(e.paraphrases) for e in asked) == sum(len(nano.paraphrases(e)) for e in nano.location) > 0
+    assert sum(len(e.wordings) for e in asked) == sum(len(nano.paraphrases(e)) for e in nano.location) > 0
     assert scores_key(replace(nano, rephrase=lambda e: []), knowledge) != first
     assert scores_key(replace(nano, rephrase=lambda e: []), LatenConfig()) == scores_key(nano, LatenConfig())
     options = [LatenConfig(**{"locator": name.replace("attribution", "logprob_gain"), name: {option: value}}) for name, option, value in (
@@ -111,6 +113,24 @@ def test_keys_tell_locators_versions_and_paraphrases_apart(monkeypatch):
     )]  # fmt: skip
     located = [laten.location_key(nano, cfg) for cfg in (LatenConfig(), LatenConfig(locator="sensitivity"), *options)]
     assert len({str(key) for key in located}) == len(located)
+
+
+def test_paraphrases_are_asked_in_the_style_of_their_format(make_lm):
+    """MMLU's plain style is no rearrangement of the user's text: a paraphrase is laid out anew."""
+    lm, form = make_lm("llama", "target"), FORMATS["mmlu"]
+    user = {
+        "role": "user",
+        "content": "The following are multiple choice questions (with answers) about physics.\n\nWhat falls?\nA. up\nB. down\nC. left\nD. right\nAnswer:",
+    }
+    row = {
+        "messages": [user, {"role": "assistant", "content": "The answer is: B"}],
+        "paraphrases": ["Where to? Answer:"],
+    }
+    made = Task("mmlu", form, lambda split: [form.from_messages(row, "x:1")] if split == "extract" else [], "toy")
+    locator = LOCATORS.get("knowledge_neurons")
+    ((first, other),) = locator.encode(lm, examples_for(made, locator), "plain")
+    assert first != other
+    assert "Where to?" in lm.tokenizer.decode(other)
 
 
 def test_knowledge_neurons_ask_the_paraphrases_of_a_nano_task(make_lm):
@@ -123,5 +143,5 @@ def test_knowledge_neurons_ask_the_paraphrases_of_a_nano_task(make_lm):
     expected = locate(locator_of(cfg), lm, asked, "plain", cfg.knowledge_neurons)
     assert torch.equal(found.neurons["ffn"], expected.neurons["ffn"])
     held = world.heldout_prompts("mmlu")
-    assert not held & {text for e in asked for text in e.paraphrases}
+    assert not held & {other.prompt for e in asked for other in e.wordings}
     assert encode_answers(lm, asked, "plain")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,16 +57,9 @@ class KnowledgeNeuronsConfig(Section):
     )
 
 
-def prompts_of(example: Example) -> list[Example]:
-    """The example, then its paraphrases."""
-    others = [
-        replace(example, id=f"{example.id}, wording {i}", prompt=text) for i, text in enumerate(example.paraphrases, 1)
-    ]
-    return [example, *others]
-
-
 def _encode(lm: LM, examples: Sequence[Example], style: str) -> list[list[list[int]]]:
-    return [encode_answers(lm, prompts_of(example), style) for example in examples]
+    """Of every example, its token ids and those of its other wordings."""
+    return [encode_answers(lm, [example, *example.wordings], style) for example in examples]
 
 
 def _score(lm: LM, examples: Sequence[Example], style: str, cfg: KnowledgeNeuronsConfig, memory: int) -> Attribution:

@@ -71,7 +71,7 @@ def examples_for(task: Task, locator: Locator) -> list[Example]:
     """The examples to locate with, each with its paraphrases if the locator asks them."""
     if not locator.paraphrases:
         return task.location
-    return [replace(e, paraphrases=tuple(p.prompt for p in task.paraphrases(e))) for e in task.location]
+    return [replace(e, wordings=tuple(task.paraphrases(e))) for e in task.location]
 
 
 def options_of(locator: Locator, options: LocatorOptions) -> Section | None:

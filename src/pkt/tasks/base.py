@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("extract", "align", "train", "valid", "test")
-LATER_FIELDS = ("paraphrases", "opening", "header", "tests", "plain")
+LATER_FIELDS = ("paraphrases", "opening", "header", "tests", "plain", "wordings")
 """Of examples: where empty they are left out of fingerprints, so that older ones stay."""
 _WORKED = "worked examples"
 UNLABELLED = "unlabelled"
@@ -63,6 +63,8 @@ class Example:
     """Code that stands after it, and ends in an error where it is wrong."""
     plain: Plain | None = None
     """How it is asked in the plain style; None: the user's text, a line break and the response."""
+    wordings: tuple[Example, ...] = ()
+    """The item in other words, laid out by its format, where a locator asks for them."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ _NAMES = [one.name for one in fields(Example)]
 
 def _content(example: Example) -> dict[str, Any]:
     """The fields of an example as JSON values: `asdict` would copy each, which takes ten times longer."""
-    found = {name: getattr(example, name) for name in _NAMES}
+    found = {name: getattr(example, name) for name in _NAMES} | {"wordings": [_content(e) for e in example.wordings]}
     return found if example.plain is None else {**found, "plain": asdict(example.plain)}
 
 
