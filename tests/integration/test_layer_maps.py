@@ -184,7 +184,7 @@ def test_norms_of_blocks_are_kept_by_map_and_by_target(source, tiny_target, make
     lm = LM(source.name, device="cpu", memo=tmp_path)
     for layer_map in LAYER_MAPS:
         locate_blocks(lm, tiny_target, make_task(), SourceStartConfig(rank=4, layer_map=layer_map), "plain")
-    assert len(list(tmp_path.glob("blocks-*"))) == 3
+    assert len(list(tmp_path.glob("blocks-*.safetensors"))) == 3
     for layer_map in LAYER_MAPS:
         cfg = SourceStartConfig(rank=4, layer_map=layer_map)
         kept, fresh = (locate_blocks(one, tiny_target, make_task(), cfg, "plain") for one in (lm, source))

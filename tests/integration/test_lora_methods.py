@@ -195,9 +195,10 @@ def test_what_was_located_is_kept_and_a_damaged_file_is_not_read(tiny_source, ti
     assert file.read_bytes() == written
 
 
+@pytest.mark.parametrize("blocks", ["matrix", "coupled", "random"])
 @pytest.mark.parametrize("handle", [RandomSource, ShuffledSource])
-def test_control_starts_have_the_norms_of_the_real_one(tiny_source, tiny_target, handle):
-    cfg = SourceStartConfig(rank=4)
+def test_control_starts_have_the_norms_of_the_real_one(tiny_source, tiny_target, handle, blocks):
+    cfg = SourceStartConfig(rank=4, blocks=blocks)
     found = locate_blocks(tiny_source, tiny_target, make_task(), cfg, "plain")
     real = source_start(tiny_source, tiny_target, found, cfg, gen())
     other = source_start(handle(tiny_source, 1), tiny_target, found, cfg, gen())
@@ -334,4 +335,4 @@ def test_random_blocks_use_what_was_located_for_all(tiny_source, tiny_target, tm
     run("seeking", lm, tiny_target)
     lm.loaded = lambda: pytest.fail("located again")
     assert run("seeking", lm, tiny_target, blocks="random").norm() > 0
-    assert len(list(tmp_path.glob("blocks-*"))) == 1
+    assert len(list(tmp_path.glob("blocks-*.safetensors"))) == 1

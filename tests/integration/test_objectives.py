@@ -472,5 +472,5 @@ def test_the_whole_chain(tmp_path, alignment):
     assert ("states of the source" in stages) == (alignment == "activations")
     assert "align, 3 steps" in stages
     execute(recipe, tmp_path / "run", ONE_PROCESS)
-    kept = sorted(path.name.split("-")[0] for path in (tmp_path / "run" / "neurons").iterdir())
+    kept = sorted(path.name.split("-")[0] for path in (tmp_path / "run" / "neurons").glob("*.safetensors"))
     assert kept == ["attribution"] * 2 + (["residuals"] * 2 if alignment == "activations" else [])

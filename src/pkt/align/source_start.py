@@ -113,10 +113,9 @@ def locate_blocks(source: LM, target: LM, task: Task, cfg: SourceStartConfig, st
         found = find_blocks(
             source, target, keys, task.location, style, coupled=coupled, layers_at_once=cfg.layers_at_once
         )
-        fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
-        start = _decompose(_blocks(source.real, target, found.corners, paired(found.layers), cfg), target, cfg, fixed)
+        real = _norms(source.real, target, found.corners, paired(found.layers), cfg)
         log.info("found blocks of %s in %.1f s", source.name, time.perf_counter() - begun)
-        norms = {f"norm.{key_name(key)}": _norm(pair) for key, pair in start.items()}
+        norms = {f"norm.{key_name(key)}": norm for key, norm in real.items()}
         corners = {f"corner.{key_name(key)}": torch.tensor(corner) for key, corner in found.corners.items()}
         return {"layers": found.layers, **norms, **corners}
 
@@ -135,18 +134,27 @@ def source_start(source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartC
     Each `B0 A0` has the norm that the real source's has, which matters for control arms alone: noise has less of its norm in
     few directions than weights have.
     """
-    start = _decompose(source_blocks(source, target, found, cfg, gen), target, cfg, gen)
+    corners = _corners(source, target, found, cfg, gen)
+    start = _decompose(_blocks(source, target, corners, found.layers, cfg), target, cfg, gen)
+    norms = found.norms
     if cfg.blocks == "random":
-        return start
-    return {key: LowRank(pair.a, pair.b * (found.norms[key] / _norm(pair))) for key, pair in start.items()}
+        if source is source.real:
+            return start
+        real = _norms(source.real, target, corners, found.layers, cfg)
+        norms = {key: float(norm) for key, norm in real.items()}
+    return {key: LowRank(pair.a, pair.b * (norms[key] / _norm(pair))) for key, pair in start.items()}
 
 
 def source_blocks(
     source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator
 ) -> Iterator[tuple[Key, Tensor]]:
     """The block (R, C) of the source that each adapted matrix of the target starts from, one in memory at a time."""
-    corners = _anywhere(source, target, cfg, gen) if cfg.blocks == "random" else found.blocks.corners
-    return _blocks(source, target, corners, found.layers, cfg)
+    return _blocks(source, target, _corners(source, target, found, cfg, gen), found.layers, cfg)
+
+
+def _corners(source: LM, target: LM, found: LocatedBlocks, cfg: SourceStartConfig, gen: Generator) -> Mapping[Key, Corner]:  # fmt: skip
+    """Where the blocks are: where they were located, or drawn."""
+    return _anywhere(source, target, cfg, gen) if cfg.blocks == "random" else found.blocks.corners
 
 
 def _blocks(
@@ -165,6 +173,13 @@ def _decompose(
         key: low_rank(block_RC.to(target.torch_device), cfg.rank, split="left", method=cfg.svd, gen=gen)
         for key, block_RC in blocks
     }
+
+
+def _norms(source: LM, target: LM, corners: Mapping[Key, Corner], layers: list[int], cfg: SourceStartConfig) -> dict[Key, Tensor]:  # fmt: skip
+    """The norm of the best approximation of each block, by target matrix."""
+    fixed = torch.Generator().manual_seed(0)  # of the randomised decomposition
+    start = _decompose(_blocks(source, target, corners, layers, cfg), target, cfg, fixed)
+    return {key: _norm(pair) for key, pair in start.items()}
 
 
 def _anywhere(source: LM, target: LM, cfg: SourceStartConfig, gen: Generator) -> dict[Key, Corner]:
