@@ -182,7 +182,7 @@ def test_what_was_located_is_kept_and_a_damaged_file_is_not_read(tiny_source, ti
     lm = LM(tiny_source.name, device="cpu", memo=tmp_path)
     cfg = SourceStartConfig(rank=4)
     one = locate_blocks(lm, tiny_target, make_task(), cfg, "plain")
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
     written = file.read_bytes()
     lm.loaded = lambda: pytest.fail("located again")
     two = locate_blocks(lm, tiny_target, make_task(), cfg, "plain")
