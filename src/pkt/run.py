@@ -336,7 +336,9 @@ class Run:
 
     def inputs(self, *splits: str) -> list[Any]:
         """Models, method and data that decide a stage's output."""
-        data = [fingerprint(self.task.split(name)) for name in splits]
+        data: list[Any] = [fingerprint(self.task.split(name)) for name in splits]
+        if self.method.prepare is not None:  # where answers end is the format's
+            data += self.task.format.later_version
         return [
             *self.source.identity,
             *self.target.identity,

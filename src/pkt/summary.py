@@ -54,6 +54,8 @@ def write_summary(run: Run) -> dict[str, Any]:
     if (folder / "delta.safetensors").is_file():
         delta = Delta.load(folder / "delta.safetensors")
         summary["history"] = delta.provenance.get("history", [])
+        if getattr(run.options, "loss_on_prompt", False):
+            summary["loss_on_prompt"] = True
         if "layers" in delta.provenance:
             summary["layers"] = delta.provenance["layers"]
         summary["delta"] = _sizes(delta, run.target)

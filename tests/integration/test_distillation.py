@@ -384,3 +384,12 @@ def test_nothing_is_prepared_where_no_answer_is_asked_for(tiny_source, tiny_targ
     for name, options in (("gkd", {"unlabelled": 1}), ("seqkd", {})):
         method, config = METHODS[name]
         assert method.preparation_key(task, config(**options)) != method.preparation_key(later, config(**options))
+
+
+@pytest.mark.parametrize(("name", "decides"), [("seqkd", True), ("gkd", True), ("sft", False)])
+def test_a_delta_is_of_one_version_of_its_format(tmp_path, name, decides):
+    """Where answers end is the format's: they are written anew, and so is what was trained on them."""
+    run = Run(load_recipe(f"nano_{name}"), tmp_path)
+    before = run.inputs()
+    run.__dict__["task"] = replace(run.task, format=replace(run.task.format, version=9))
+    assert (run.inputs() != before) == decides

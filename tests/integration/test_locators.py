@@ -115,6 +115,12 @@ def test_keys_tell_locators_versions_and_paraphrases_apart(monkeypatch):
     assert len({str(key) for key in located}) == len(located)
 
 
+def test_a_delta_names_the_locator_of_its_layers(tiny_source, tiny_target):
+    for name, said in (("logprob_gain", None), ("random", None), ("sensitivity", "sensitivity")):
+        layers = transfer(tiny_source, tiny_target, locator=name).provenance["layers"]
+        assert {part.get("locator") for part in layers.values()} == {said}
+
+
 def test_paraphrases_are_asked_in_the_style_of_their_format(make_lm):
     """MMLU's plain style is no rearrangement of the user's text: a paraphrase is laid out anew."""
     lm, form = make_lm("llama", "target"), FORMATS["mmlu"]

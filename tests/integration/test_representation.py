@@ -345,3 +345,12 @@ def test_the_sentence_says_no_more_of_an_untrained_source_than_is_certain(low, s
     ]
     text = sentence({"modules": modules, "best": [], "differences": differences})
     assert f"Over a source with new, untrained weights {said}" in text
+
+
+def test_the_sentence_measures_each_module_by_its_own_chance():
+    modules = [
+        {"role": "source", "module": "o", "measure": "ridge", "mean": -0.3, "low": -0.4, "null_95": -0.05},
+        {"role": "source", "module": "residual", "measure": "ridge", "mean": -0.5, "low": -0.6, "null_95": -1.2},
+    ]
+    text = sentence({"modules": modules, "best": []})
+    assert "above its own chance level with the whole interval: residual" in text

@@ -19,6 +19,7 @@ from pkt.errors import DataError
 from pkt.report import plots, svg
 from pkt.report.html import render, write
 from pkt.report.numbers import percent
+from pkt.report.run_figures import figures
 from pkt.report.table import rich_table, score_rows
 from pkt.report.words import changed_share, headline, shared_layers
 
@@ -323,10 +324,38 @@ def test_table_for_a_terminal_shows_brackets_as_they_are(summary: dict[str, Any]
     assert "[red]x[/red]" in console.export_text()
 
 
+@pytest.mark.parametrize(
+    ("locator", "unit", "said"),
+    [
+        (None, "nats", "raises the log-probability of the right answers, in nats, summed over the extract split"),
+        ("sensitivity", "nats", "with every sign taken away, summed over the extract split"),
+        ("knowledge_neurons", "probability", "by integrated gradients"),
+        ("query_neurons", None, "without a unit that compares models"),
+        ("my_own", None, "score by the locator my_own, in a unit of its own"),
+    ],
+)
+def test_layer_scores_are_told_in_the_words_of_their_locator(summary: dict[str, Any], locator: str | None, unit: str | None, said: str) -> None:  # fmt: skip
+    for part in summary["layers"].values():
+        part |= {} if locator is None else {"locator": locator}
+    found = figures(summary, summary["layers"])["layer_scores"]
+    assert said in found.shown
+    assert (f"score ({unit})" if unit else ">score<") in found.svg
+    assert ("No layer is at zero" in found.chance) == (locator == "sensitivity")
+    for part in summary["layers"].values():
+        part["examples"] = 1
+    assert "of one example, drawn at random" in figures(summary, summary["layers"])["layer_scores"].shown
+
+
+def test_a_loss_on_prompts_is_called_one(summary: dict[str, Any]) -> None:
+    assert "cross-entropy of the response tokens" in figures(summary, {})["losses"].shown
+    found = figures(summary | {"loss_on_prompt": True}, {})["losses"]
+    assert "cross-entropy of the tokens of prompts and responses" in found.shown
+
+
 def test_figures_fit_a_large_pair() -> None:
     summary = report_data.large()
     for figure in (
-        plots.layer_scores(summary["layers"]),
+        plots.layer_scores(summary["layers"], "nats"),
         plots.layer_maps(summary["layers"]),
         plots.delta_sizes(summary["delta"]),
     ):

@@ -112,6 +112,14 @@ def test_learning_rates(folder: Path, found: dict[str, Any]) -> None:
     assert "may lie beyond" not in text
 
 
+def test_a_rate_that_was_given_is_said_to_be(folder: Path, found: dict[str, Any]) -> None:
+    assert "Every arm gets its own search" in words(page_of(folder, found))
+    found["arms"][0].update(curve=[], lr_from="preset")
+    text = words(page_of(folder, found))
+    assert "The rate of real_source was given and not searched." in text
+    assert "Every arm gets its own search" not in text
+
+
 def test_every_diverged_point_is_a_cross(found: dict[str, Any]) -> None:
     def crosses() -> int:
         return len(re.findall(r"<use [^>]*var\(--heat", certificate_plots.learning_rates(found)))

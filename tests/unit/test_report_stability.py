@@ -151,6 +151,15 @@ def test_every_figure_has_its_words_and_shows_what_is_there(zero):
             ranges=[extent("up", zero)],
         )
     )
+    assert "Triangles: the layers that the recipe's own delta was made from (all matrices 0)." in drawn[3].shown
+    assert drawn[3].columns[-1] == "chosen by the recipe"
+    tables = {"jaccard": rows, "layers": [{**layer, "share_halves": None, "chosen": False, "chance": 0.5}]}
+    (unsaid,) = (
+        figure for figure in figures(found(**tables)) if figure.name == "layers"
+    )  # a method that says no layers
+    assert "Triangles" not in unsaid.shown
+    assert unsaid.columns[-1] == "halves"
+    assert len(unsaid.rows[0]) == len(unsaid.columns)
     assert [figure.name for figure in drawn] == [
         "agreement",
         "by-layer",

@@ -89,6 +89,9 @@ def test_many_other_settings_are_averaged_and_said_so():
     sweep, _ = sweep_data.make({"method.steps": [1, 2], "method.hidden": list(range(1, 11))})
     along = next(figure for figure in figures(sweep) if figure.name == "along-steps")
     assert "averaged over the other settings" in along.shown
+    assert along.shown.endswith("below it the loss on the valid split, likewise.")
+    few = next(figure for figure in figures(sweep_data.make(TWO)[0]) if figure.name == "along-steps")
+    assert few.shown.endswith("with the band from its lowest to its highest seed.")
     assert along.svg.count("hidden=") == 0
 
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from pkt.errors import ConfigError
 from pkt.extract.intervene import Sets, of_layers, refined_sets
 from pkt.extract.layers import check_depth
-from pkt.extract.locators import LocatorOptions, locator_of, scores_key, scores_of
+from pkt.extract.locators import PUBLISHED, LocatorOptions, locator_of, scores_key, scores_of
 from pkt.extract.neurons import NeuronSet, num_chosen, select
 from pkt.extract.pairing import LayerMapOptions, Pairing, pairing_of, similarity_key
 from pkt.extract.scores import Attribution
@@ -158,15 +158,18 @@ def located_neurons(
 
 
 def describe_layers(
-    scores: tuple[Attribution, Attribution], final: Located, pairing: Pairing = Pairing()
+    scores: tuple[Attribution, Attribution], final: Located, pairing: Pairing, cfg: LocationConfig
 ) -> dict[str, dict]:
-    """Layer scores (nats, summed over the extract split), the pairs (source layer, target layer), and by which map, for the report."""
+    """Layer scores, summed over the examples, the pairs (source layer, target layer), and by which locator and map, for the report."""
     of_source, of_target = (a.summed() for a in scores)
+    locator = locator_of(cfg).name
+    named = {} if locator == PUBLISHED else {"locator": locator}
     return {
         kind: {
             "source_scores": of_source.layers[kind][0].tolist(),
             "target_scores": of_target.layers[kind][0].tolist(),
             "map": [list(p) for p in zip(final.source.layers[kind], final.target.layers[kind], strict=True)],
+            **named,
             **pairing.described(final.source.layers[kind], [kind]),
         }
         for kind in KINDS

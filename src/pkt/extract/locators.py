@@ -26,6 +26,8 @@ LOCATORS = Registry(
         "query_neurons": "pkt.extract.query_neurons:query_neurons",
     },
 )
+PUBLISHED = "logprob_gain"
+"""The published one, which records need not name."""
 RANDOM = "random"
 """Layers by `logprob_gain`, neurons at random."""
 
@@ -34,7 +36,7 @@ class LocatorOptions(Section):
     """Options of a method that locates neurons; its config derives from them."""
 
     locator: str = Field(
-        "logprob_gain",
+        PUBLISHED,
         description=f"how layers and neurons are scored in both models: {', '.join(LOCATORS.names())}; {RANDOM} (a control): layers by "
         "logprob_gain, neurons at random",
     )
@@ -64,7 +66,7 @@ class LocatorOptions(Section):
 
 def locator_of(options: LocatorOptions) -> Locator:
     """The locator that a method's options name."""
-    return LOCATORS.get("logprob_gain" if options.locator == RANDOM else options.locator)
+    return LOCATORS.get(PUBLISHED if options.locator == RANDOM else options.locator)
 
 
 def examples_for(task: Task, locator: Locator) -> list[Example]:

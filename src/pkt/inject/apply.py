@@ -20,7 +20,8 @@ def injected(model: Any, delta: Delta) -> Iterator[Any]:
 
     Gradients flow into the delta's values. Keep the block open until the backward pass is over: with gradient
     checkpointing the forward pass runs again then. A module that is no linear map (an embedding, a norm), or that is tied to
-    the embedding, has its weight replaced until the block ends, for which the delta's values must need no gradient.
+    the embedding, has its weight replaced until the block ends, which rounds the sum to the weight's dtype and for which the
+    delta's values must need no gradient.
     """
     handles, replaced, embedding = [], [], model.get_input_embeddings().weight
     try:

@@ -43,7 +43,7 @@ class Given:
 
     @contextmanager
     def loaded(self) -> Iterator[PreTrainedModel]:
-        """The model with its change, by hooks: nothing is rounded to the base's dtype."""
+        """The model with its change, by hooks: nothing but embeddings and norms is rounded to the base's dtype."""
         with self.lm.loaded() as model:
             if self.delta is None:
                 yield model

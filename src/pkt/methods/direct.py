@@ -80,8 +80,11 @@ def direct(source: LM, target: LM, task: Task, cfg: DirectConfig, gen: Generator
     if cfg.mode == "replace":
         own = read_slices(target, at.target)
         changes = {part: change - own[part] for part, change in changes.items()}
+    layers = describe_layers(scores, at, pairing, cfg)
+    if cfg.locate == "per_example":
+        layers = {kind: part | {"examples": 1} for kind, part in layers.items()}
     found = {
-        "layers": describe_layers(scores, at, pairing),
+        "layers": layers,
         "trained_parameters": 0,
         "labels": len(task.location),
         "steps": 0,

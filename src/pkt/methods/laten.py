@@ -261,7 +261,7 @@ def _transfer(
     if not math.isfinite(delta.norm()):
         raise TrainingError(f"the delta is not finite after step {cfg.steps}; lower method.lr or method.init_scale")
     found = {
-        "layers": describe_layers(scores, final, pairing),
+        "layers": describe_layers(scores, final, pairing, cfg),
         "history": history,
         "trained_parameters": sum(p.numel() for p in hyper.parameters()),
         "labels": _labels(task, cfg),

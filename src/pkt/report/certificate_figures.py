@@ -78,8 +78,11 @@ def _learning_rates(certificate: Mapping[str, Any]) -> Figure:
     curves, seed = plots.curves(certificate), certificate["selection_seed"]
     diverged = [_diverged(arm) for arm in curves if any(point["loss"] is None for point in arm["curve"])]
     at_edge = [arm["arm"] for arm in curves if arm["at_edge"]]
+    given = [arm["arm"] for arm in certificate["arms"] if arm["lr"] is not None and not arm["curve"]]
     read = [
-        "Every arm gets its own search, so that none loses for want of tuning.",
+        f"The rate of {', '.join(given)} was given and not searched."
+        if given
+        else "Every arm gets its own search, so that none loses for want of tuning.",
         f"A cross at the top is a run whose training diverged: {'; '.join(diverged)}." if diverged else "",
         f"At the edge of the range tried, so a better rate may lie beyond: {', '.join(at_edge)}." if at_edge else "",
         "The loss only chooses the rate; it decides nothing about transfer.",

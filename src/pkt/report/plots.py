@@ -49,7 +49,7 @@ def scores(summary: Mapping[str, Any]) -> str:
         return to_svg(figure, "scores", "Scores per tier with standard errors")
 
 
-def layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> str:
+def layer_scores(layers: Mapping[str, Mapping[str, Any]], unit: str) -> str:
     """Score of every layer of both models; chosen source layers are filled."""
     kinds = kinds_of(layers)
     with drawing():
@@ -69,7 +69,7 @@ def layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> str:
             _step_axis(ax, _depth(part))
             ax.set_title(KINDS.get(kind, kind))
             ax.set_xlabel("layer")
-            ax.set_ylabel("score (nats)")
+            ax.set_ylabel(f"score ({unit})" if unit else "score")
             ax.grid(axis="y")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         return to_svg(figure, "layer-scores", "Layer scores of both models")

@@ -25,9 +25,9 @@ def sentence(tables: Mapping[str, Sequence[Row]]) -> str:
     if len(alike) == len(rows):
         text += f", {chance}"
     elif alike:
-        text += f", {chance}; above it with the whole interval: {joined([row['module'] for row in alike])}"
+        text += f", {chance}; above its own chance level with the whole interval: {joined([row['module'] for row in alike])}"
     else:
-        text += f", {chance}: none is above it with its whole interval"
+        text += f", {chance}: none is above its own chance level with its whole interval"
     differences = [row for row in tables.get("differences", []) if row["measure"] == leading]
     untrained = _untrained([row for row in differences if row["less"] == "untrained"])
     return f"{text}. {untrained}{_order(tables['best'], leading)}{_specialist([r for r in differences if r['role'] == 'specialist'])}"

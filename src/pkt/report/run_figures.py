@@ -7,6 +7,7 @@ from typing import Any
 
 from pkt.report import plots
 from pkt.report.figures import Figure
+from pkt.report.locator_words import layer_words
 from pkt.report.numbers import finite, percent
 from pkt.report.table import score_rows
 from pkt.report.words import paired_by, shared_layers
@@ -20,7 +21,7 @@ TRAINED_FOR = {
     "divergence": "mean divergence of the target's next-token distributions from the source's, over the response tokens of each "
     "step's batch; in steps on the target's own samples, over these.",
 }
-CROSS_ENTROPY = "mean cross-entropy of the response tokens in each step's batch, with the change applied."
+CROSS_ENTROPY = "mean cross-entropy of the {tokens} in each step's batch, with the change applied."
 
 
 def figures(summary: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
@@ -37,7 +38,9 @@ def figures(summary: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]])
         found["layer_scores"] = _layer_scores(layers)
         found["layer_maps"] = _layer_maps(layers)
     if plots.trained_for(history):
-        found["losses"] = _losses(history)
+        found["losses"] = _losses(
+            history, "tokens of prompts and responses" if summary.get("loss_on_prompt") else "response tokens"
+        )
     if any(finite(step.get(key)) for step in history for key in DEPENDENCE):
         found["source_dependence"] = _source_dependence(history)
     if any(row.get("relative_rms") is not None for row in delta):
@@ -75,15 +78,14 @@ def _layer_scores(layers: Mapping[str, Mapping[str, Any]]) -> Figure:
         f"{_top(layers[kind]['target_scores'])}"
         for kind in plots.kinds_of(layers)
     )
+    words = layer_words(layers)
     return Figure(
         "layer-scores",
         "Layer scores",
-        plots.layer_scores(layers),
-        shown="How much each layer alone raises the log-probability of the right answers, in nats, summed over the extract split; "
-        "layer 0 is next to the input. Filled source layers were chosen.",
-        read=f"High points are layers that write the answer. Here the highest are: {tops}.",
-        chance="If no layer carried the answer, all points would lie near zero. That both models peak at similar depth is common and "
-        "says nothing about shared knowledge.",
+        plots.layer_scores(layers, words.unit),
+        shown=f"{words.shown}; layer 0 is next to the input. Filled source layers were chosen.",
+        read=f"High points are layers that the locator would choose. Here the highest are: {tops}.",
+        chance=words.chance,
         origin=ORIGIN,
     )
 
@@ -105,11 +107,11 @@ def _layer_maps(layers: Mapping[str, Mapping[str, Any]]) -> Figure:
     )
 
 
-def _losses(history: Sequence[Mapping[str, Any]]) -> Figure:
+def _losses(history: Sequence[Mapping[str, Any]], tokens: str) -> Figure:
     key = plots.trained_for(history)
     assert key is not None
     penalised = all("penalty" in record for record in history)
-    text = TRAINED_FOR.get(key, CROSS_ENTROPY)
+    text = TRAINED_FOR.get(key) or CROSS_ENTROPY.format(tokens=tokens)
     first, last = history[0], history[-1]
     return Figure(
         "losses",

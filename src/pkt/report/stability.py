@@ -206,28 +206,30 @@ def _short(task: str) -> str:
 def _layers(rows: Rows) -> Figure:
     kinds = dict.fromkeys(row["kind"] for row in rows)
     sure = [row for row in rows if row["share_examples"] in (0.0, 1.0)]
-    own = {kind: [str(row["source_layer"]) for row in rows if row["kind"] == kind and row["chosen"]] for kind in kinds}
+    chosen = {
+        kind: [str(row["source_layer"]) for row in rows if row["kind"] == kind and row["chosen"]] for kind in kinds
+    }
+    own = [f"{KINDS.get(kind, 'all matrices')} {', '.join(layers)}" for kind, layers in chosen.items() if layers]
     of = rows[0]["of_examples"]
     return Figure(
         "layers",
         "Which source layers are chosen?",
         layer_bars(rows),
         f"How often each source layer is among the highest-scoring, over {of} single examples and {rows[0]['of_halves']} halves of the "
-        "extract split. Triangles: the layers that the recipe's own delta was made from ("
-        + "; ".join(f"{KINDS.get(kind, 'all matrices')} {', '.join(layers)}" for kind, layers in own.items())
-        + ").",
+        "extract split."
+        + (f" Triangles: the layers that the recipe's own delta was made from ({'; '.join(own)})." if own else ""),
         f"A layer at 1 or 0 is chosen, or left out, whatever the example: {len(sure)} of {len(rows)} here. The more bars stand in between, the "
         "more the layer map depends on the examples.",
         f"Every layer at {rows[0]['chance']:.2f}: as many layers as the target has, of those of the source.",
         JSON,
-        ["kind", "source layer", "examples", "halves", "chosen by the recipe"],
+        ["kind", "source layer", "examples", "halves", *(["chosen by the recipe"] if own else [])],
         [
             [
                 KINDS.get(row["kind"], "all matrices"),
                 row["source_layer"],
                 f"{row['examples']} of {row['of_examples']}",
                 f"{row['halves']} of {row['of_halves']}",
-                "yes" if row["chosen"] else "no",
+                *(["yes" if row["chosen"] else "no"] if own else []),
             ]
             for row in rows
         ],

@@ -104,9 +104,9 @@ def _along(group: Group, axis: str, several: str) -> Figure:
                 if mean
                 else "; the band is one standard error over seeds and units"
             )
-            + (
-                f"{'; below it' if has_loss else ''}{' the loss on the valid split with the band from its lowest to its highest seed' if has_loss else ''}."
-            )
+            + ("; below it the loss on the valid split" if has_loss else "")
+            + ("" if not has_loss else ", likewise" if mean else " with the band from its lowest to its highest seed")
+            + "."
         ),
         read="Where bands overlap much, the picture does not tell values apart; the table of the sweep has every setting against the best, paired by item. "
         f"The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
