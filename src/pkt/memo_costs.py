@@ -18,7 +18,7 @@ class Touched:
     """The memo files that a block made or found made, and what those took that it found."""
 
     files: set[Path] = field(default_factory=set)
-    flop: int | None = 0
+    flop: float | None = 0.0
     """None where one of them does not say."""
     seconds: float = 0.0
 
@@ -57,14 +57,20 @@ def found_made(path: Path) -> None:
     """Say that a memo file was read instead of made."""
     try:
         cost = json.loads(_cost_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # made by an older version, or the process ended before it was written
-        cost = {"flop": None, "seconds": 0.0}
+        flop, seconds = None if cost["flop"] is None else float(cost["flop"]), float(cost["seconds"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # an older version made it, or it was stopped before that was written
+        flop, seconds = None, 0.0
     for touched in _WATCHING.get():
         if path in touched.files:
             continue
         touched.files.add(path)
-        touched.flop = None if None in (touched.flop, cost["flop"]) else touched.flop + cost["flop"]
-        touched.seconds += cost["seconds"]
+        touched.flop = None if touched.flop is None or flop is None else touched.flop + flop
+        touched.seconds += seconds
 
 
 def _cost_path(path: Path) -> Path:

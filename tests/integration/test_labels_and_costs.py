@@ -88,9 +88,10 @@ def test_scores_that_another_recipe_made_count_for_every_recipe(recipe, finished
     assert after["seconds"] > 0.5 * before["seconds"]
 
 
-def test_what_location_took_is_not_known_without_its_record(recipe, finished, pkt):
+@pytest.mark.parametrize("text", [None, "", "[]", '{"flop": "x", "seconds": 1}', '{"flop": null, "seconds": 1}'])
+def test_what_location_took_is_not_known_without_its_record(recipe, finished, pkt, text):
     for path in (finished / "neurons").glob("*.cost.json"):
-        path.unlink()
+        path.unlink() if text is None else path.write_text(text)
     assert pkt("locate", recipe(), "--out", finished, "--set", "method.alignment=moments").code == 0
     assert read(finished / "stages.json")["locate"]["flop"] is None
 
