@@ -11,7 +11,6 @@ from typing import Any
 
 from pkt.analyses import ANALYSES
 from pkt.analyses.base import Analysis, AnalysisConfig
-from pkt.certificate_file import with_certificate_of
 from pkt.config import Recipe, validate
 from pkt.errors import ConfigError
 from pkt.files import csv_text, locked, write_json, write_text
@@ -23,6 +22,8 @@ from pkt.stages import key_of
 log = logging.getLogger(__name__)
 
 FORMAT = "analysis 1"
+READ = ("name", "source", "target", "task", "method", "dtype", "seed")
+"""Sections of a recipe that analyses read."""
 PREFIX = "analysis."
 """Of `--set` keys that are options of the analysis; all others are the recipe's."""
 
@@ -52,8 +53,7 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
     from pkt.report.analysis_page import write
 
     found = ANALYSES.get(name)
-    run = Run(with_certificate_of(folder, recipe), folder, machine)
-    _check_folder(run)
+    run = Run(_own_recipe(folder, recipe), folder, machine)
     found.check(run, cfg)
     path = folder / f"{name}.json"
 
@@ -85,15 +85,20 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
         return write(json.loads(path.read_text(encoding="utf-8")), folder)
 
 
-def _check_folder(run: Run) -> None:
-    """Raise ConfigError where another recipe's run would lose its recipe."""
-    if not any((run.folder / name).is_file() for name in ("delta.safetensors", "certificate.json")):
-        return
-    held = Run.resume(run.folder).recipe
-    if held != run.recipe:
+def _own_recipe(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe of the run that a folder holds, if it is this one in all that an analysis reads; this one where it holds none.
+
+    Raises:
+        ConfigError: it holds a run of another recipe, which would lose its own.
+    """
+    if not any((folder / name).exists() for name in ("delta.safetensors", "arms", "certificate.json")):
+        return recipe
+    held = Run.resume(folder).recipe
+    if other := [section for section in READ if getattr(held, section) != getattr(recipe, section)]:
         raise ConfigError(
-            f"{run.folder} holds a run of another recipe ({held.name}); analyse {run.folder / 'recipe.yaml'} there, or give another folder"
+            f"{folder} holds a run of another recipe (another {', '.join(other)}); analyse {folder / 'recipe.yaml'} there, or give another folder"
         )
+    return held
 
 
 def _key(run: Run, found: Analysis, cfg: AnalysisConfig) -> str:

@@ -218,7 +218,7 @@ def _of_arms(found: Entry, folder: Path, seeds: Sequence[int]) -> Entry:
     flop = _mean([record.get("flop") for record in records])
     for record in shared.values():
         first = record.get("flop")
-        flop = flop + first if flop is not None and first is not None else None
+        flop = flop + first if flop is not None and first else None
     seconds = _mean([record.get("delta_seconds") for record in records])
     if seconds is not None:
         seconds += sum(record["seconds"] for record in shared.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def certificate(made: Certification) -> dict[str, Any]:
             *(f"the learning rate of {row['arm']} is at the edge of what was tried" for row in arms if row["at_edge"]),
         ],
     )
-    sources = {record["sources"] for row in arms for record in _records(made, row)}
+    records = [record for row in arms for record in _records(made, row)]
     return {
         "format": FORMAT,
         "name": run.recipe.name,
@@ -90,11 +90,17 @@ def certificate(made: Certification) -> dict[str, Any]:
         "hashes": {
             "recipe": run.certified_key(),
             "data": made.data(),
-            "location": {path.name: file_digest(path) for path in run.memo_files()},
+            "location": memo_digests(run, {name for record in records for name in record.get("memo", [])}),
             "scores": {arm: file_digest(scores_path(made, arm)) for arm in ("target", "source")},
         },
-        "code": {**code(), "sources": sorted(sources)},
+        "code": {**code(), "sources": sorted({record["sources"] for record in records})},
     }
+
+
+def memo_digests(run: Run, names: Collection[str]) -> dict[str, str]:
+    """Hashes of what location, preparation and the arms read in the memo, as far as it is there; `names` are those of the arms."""
+    paths = {*run.memo_files(), *(run.memo / name for name in names if Path(name).name == name)}
+    return {path.name: file_digest(path) for path in sorted(paths) if path.is_file()}
 
 
 def _model(lm: LM) -> dict[str, str]:

@@ -28,6 +28,7 @@ from pkt.files import write_json, write_text
 from pkt.flops import counted
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
+from pkt.memo_costs import watched
 from pkt.methods.base import MethodConfig
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
@@ -187,9 +188,11 @@ class Jobs:
         """The delta of an arm with what it took, without the loading of the target."""
         self._make_room()
         start = time.perf_counter()
-        with counted() as count:
+        with counted() as count, watched() as memo:
             delta = self.delta(job)
-        return delta, {"flop": count.flop, "delta_seconds": round(time.perf_counter() - start, 3)}
+        seconds = round(time.perf_counter() - start, 3)
+        read = sorted(path.name for path in memo.files)
+        return delta, {"flop": count.flop, "delta_seconds": seconds, "memo": read}
 
     def _make_room(self) -> None:
         """Hold the target, or nothing where the method loads what it works on."""

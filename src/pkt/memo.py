@@ -38,9 +38,14 @@ def remembered(
     else:
         with making(path):
             found = make()
-            content = {name: _digest(name, tensor) for name, tensor in found.items()}
-            save_tensors(path, found, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
+            keep(path, header, found)
     return found if names is None else {name: found[name] for name in names}
+
+
+def keep(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a file that `remembered` reads."""
+    content = {name: _digest(name, tensor) for name, tensor in tensors.items()}
+    save_tensors(path, tensors, {HEADER: json.dumps({**header, "content": content}, sort_keys=True)})
 
 
 def remembered_value(path: Path, key: str, make: Callable[[], Any]) -> Any:

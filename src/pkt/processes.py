@@ -21,9 +21,10 @@ def is_first() -> bool:
 
 
 def told_by_first(answer: bool, *, cpu: bool) -> bool:
-    """The first process's answer, in all processes, which leave their group when they end.
+    """The first process's answer, in all processes.
 
-    One that ends inside its group aborts now and then: gloo's threads outlive the interpreter.
+    On CPUs they leave their group when they end: gloo's threads outlive the interpreter, and now and then abort it. NCCL has none
+    and would wait for processes that failed.
 
     Args:
         cpu: whether they compute on CPUs.
@@ -34,5 +35,6 @@ def told_by_first(answer: bool, *, cpu: bool) -> bool:
     from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=cpu, timeout=PATIENCE, **({"backend": "gloo"} if cpu else {}))
-    atexit.register(state.destroy_process_group)
+    if cpu:
+        atexit.register(state.destroy_process_group)
     return bool(broadcast_object_list([answer])[0])

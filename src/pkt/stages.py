@@ -128,10 +128,10 @@ def _counted(wanted: bool) -> Iterator[Callable[[], int]]:
 
 
 def flop_of(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Operations of the stages that make the delta; None where one was not counted."""
+    """Operations of the stages that make the delta; None where one was not counted, or found its scores made (0, in old folders)."""
     made = [name for name in (*SHARED, "align") if name in stages]
     known = [stages[name]["flop"] for name in made if stages[name].get("flop") is not None]
-    if len(known) < len(made) or "align" not in stages:
+    if len(known) < len(made) or "align" not in stages or any(stages[n]["flop"] == 0 for n in SHARED if n in stages):
         return None
     return sum(known)
 

@@ -15,7 +15,7 @@ from pkt.certify.search import Search
 from pkt.environment import code
 from pkt.errors import ConfigError, DataError
 from pkt.evaluation.grading import earned
-from pkt.evidence import FORMAT, certificate, jobs_of, read_lines, scores_path
+from pkt.evidence import FORMAT, certificate, jobs_of, memo_digests, read_lines, scores_path
 from pkt.jobs import GUARD_TEXT, Job, read_record
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
@@ -57,7 +57,7 @@ def verify(folder: Path, machine: Machine | None = None) -> list[Check]:
     try:
         found = certificate(made)
         return [
-            *_compare(stated, found),
+            *_compare(stated, found, made.run),
             *(_arm(made, row) for row in found["arms"] if row["reason"] is None),
             _models(made),
             _deltas(made, found),
@@ -69,7 +69,7 @@ def verify(folder: Path, machine: Machine | None = None) -> list[Check]:
         return [Check("files", False, f"a record or a score line is not what it should be ({type(e).__name__}: {e})")]
 
 
-def _compare(stated: dict[str, Any], found: dict[str, Any]) -> Iterator[Check]:
+def _compare(stated: dict[str, Any], found: dict[str, Any], run: Run) -> Iterator[Check]:
     """The stated certificate beside the one that the folder gives now."""
 
     def same(name: str, one: Any, two: Any, detail: str) -> Check:
@@ -82,7 +82,9 @@ def _compare(stated: dict[str, Any], found: dict[str, Any]) -> Iterator[Check]:
     hashes, now = _part(stated, "hashes"), found["hashes"]
     yield same("recipe", hashes.get("recipe"), now["recipe"], now["recipe"][:16])
     yield same("data", hashes.get("data"), now["data"], ", ".join(now["data"]))
-    yield same("location", hashes.get("location"), now["location"], f"{len(now['location'])} files")
+    location = _part(hashes, "location")
+    held = now["location"] | memo_digests(run, location)  # older certificates state more
+    yield same("location", location, held, f"{len(held)} files")
     yield same("scores of target and source", hashes.get("scores"), now["scores"], "2 files")
     arms = stated.get("arms")
     known = {row.get("arm"): row for row in arms if isinstance(row, dict)} if isinstance(arms, list) else {}

@@ -214,10 +214,8 @@ def test_a_certificate_of_another_recipe_is_aside_before_work_starts(certified, 
     with pytest.raises(KeyboardInterrupt):
         make(certified, method={"steps": 1})
     assert not (certified / "certificate.json").exists()
-    assert entry(certified).verdict is None
-    with pytest.raises(KeyboardInterrupt):
-        make(certified)
     assert (certified / "certificate.stale.json").is_file()
+    assert entry(certified).verdict is None
 
 
 def test_an_analysis_in_the_folder_leaves_the_certificate_as_it_is(certified):
@@ -227,9 +225,13 @@ def test_an_analysis_in_the_folder_leaves_the_certificate_as_it_is(certified):
     from_names("representation", str(recipe), small, certified, ONE_PROCESS)
     assert list((certified / "neurons").glob("gram-*"))
     assert failed(certified) == []
+    from_names(
+        "representation", str(recipe), ("evaluate.limit=3", "certificate.seeds=9", *small), certified, ONE_PROCESS
+    )
+    assert recipe.read_text() == before
     with pytest.raises(
         ConfigError,
-        match=r"holds a run of another recipe \(small\); analyse .*recipe.yaml there, or give another folder",
+        match=r"holds a run of another recipe \(another method\); analyse .*recipe.yaml there, or give another folder",
     ):
         from_names("representation", str(recipe), ("method.steps=1", *small), certified, ONE_PROCESS)
     assert recipe.read_text() == before

@@ -110,7 +110,7 @@ def test_a_method_that_locates_nothing_is_not_charged_for_another_ones_location(
     [
         ({"locate": {"flop": 3}, "align": {"flop": 5}}, 8),
         ({"align": {"flop": 0}}, 0),
-        ({"locate": {"flop": 0}, "align": {"flop": 5}}, 5),
+        ({"locate": {"flop": 0}, "align": {"flop": 5}}, None),
         ({"locate": {"flop": None}, "align": {"flop": 5}}, None),
         ({"locate": {}, "align": {"flop": 5}}, None),
         ({"locate": {"flop": 3}}, None),

@@ -11,6 +11,8 @@ import torch
 from run_folders import make_data, message_row, temporaries, write_lines
 
 from pkt.errors import DataError, UnsupportedModelError
+from pkt.flops import counted
+from pkt.memo_costs import watched
 from pkt.models.controls import RandomSource
 from pkt.models.hooks import record
 from pkt.models.lm import LM
@@ -152,6 +154,35 @@ def test_grams_are_read_again_and_made_again_where_damaged(tiny_source, examples
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     assert torch.equal(Grams(lm, side).stack("down"), first)
     assert not temporaries(tmp_path)
+
+
+def test_what_grams_took_is_theirs_or_unknown(tiny_source, examples, tmp_path, monkeypatch):
+    side = draw_positions((tiny_source,), examples, STYLE, 20, gen()).sides[0]
+
+    def grams(name: str) -> Grams:
+        return Grams(LM(tiny_source.name, device="cpu", memo=tmp_path / name), side, held=1)
+
+    with counted() as count:
+        grams("whole").prepare(["down"])
+    with watched() as found:
+        grams("whole").stack("down")
+    assert found.flop == pytest.approx(count.flop)
+    assert count.flop > 0
+    keep, stopped = Grams._keep, grams("stopped")
+
+    def once(self, place, found_PP):
+        if list((tmp_path / "stopped").glob("*.safetensors")):
+            raise KeyboardInterrupt
+        keep(self, place, found_PP)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grams, "_keep", once)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.prepare(["down"])
+    stopped.prepare(["down"])
+    with watched() as found:
+        stopped.stack("down")
+    assert found.flop is None
 
 
 def test_outputs_that_are_not_finite_are_refused(make_lm, examples, tmp_path):

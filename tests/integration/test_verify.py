@@ -33,6 +33,22 @@ NAMES = [
 ]
 
 
+def test_files_that_a_certificate_states_beyond_what_its_records_name(certified):
+    """Older certificates stated all that lay in the memo."""
+    extra = certified / "neurons" / "answers-0123.jsonl"
+    extra.write_text("{}\n")
+    assert failed(certified) == []
+    edit(
+        certified / "certificate.json",
+        lambda found: found["hashes"]["location"].update({extra.name: file_digest(extra)}),
+    )
+    assert failed(certified) == []
+    extra.write_text("{ }\n")
+    assert failed(certified) == ["location"]
+    extra.unlink()
+    assert failed(certified) == ["location"]
+
+
 def flip(path: Path, tier: str = "new") -> None:
     """Give the first item of a tier the other score."""
 

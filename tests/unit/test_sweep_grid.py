@@ -141,7 +141,10 @@ def test_certificates_have_their_seeds_inside():
 
 def test_certificates_of_different_numbers_of_seeds_are_no_table():
     both = load_sweep(["nano_tuned", "nano_demo"])
-    with pytest.raises(ConfigError, match="have 3, 5 seeds, but points are compared seed by seed; say --seeds 5"):
+    with pytest.raises(
+        ConfigError,
+        match="certificates on nano/mmlu have 3, 5 seeds, but points are compared seed by seed; say --seeds 5",
+    ):
         planned(both, Path("out"), certify=True)
     assert len(planned(both, Path("out"), certify=False)) == 2
     assert len(planned(load_sweep(["nano_tuned", "nano_demo"], seeds=4), Path("out"), certify=True)) == 2

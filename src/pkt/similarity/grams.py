@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pkt.errors import UnsupportedModelError
-from pkt.memo import remembered
+from pkt.memo import keep, remembered
 from pkt.memo_costs import making
 from pkt.models.controls import RandomSource
 from pkt.models.families import KINDS, Dims
@@ -119,7 +119,7 @@ class Grams:
         if self.lm.memo is None:
             self._kept[place] = found_PP
         else:
-            remembered(self._file(*place), self._header(*place), lambda: {"gram": found_PP})
+            keep(self._file(*place), self._header(*place), {"gram": found_PP})
 
     def _read(self, place: Place) -> Tensor:
         """One Gram from its file; recorded anew where the file is damaged."""

@@ -57,13 +57,22 @@ def planned(sweep: Sweep, folder: Path, *, certify: bool) -> list[Planned]:
                 Planned(point, recipe, at / f"seed-{recipe.seed}")
                 for recipe in map(point.seeded, range(sweep.seeds or 1))
             ]
-    counts = {one.recipe.certificate.seeds for one in found}
-    if certify and len(counts) > 1:
-        raise ConfigError(
-            f"the points' certificates have {', '.join(map(str, sorted(counts)))} seeds, but points are compared seed by seed; say "
-            f"--seeds {max(counts)}"
-        )
+    if certify:
+        _check_seeds([one.recipe for one in found])
     return found
+
+
+def _check_seeds(recipes: Sequence[Recipe]) -> None:
+    """Raise ConfigError where certificates of one task and target have different numbers of seeds."""
+    found: dict[tuple[str, str], set[int]] = {}
+    for recipe in recipes:
+        found.setdefault((recipe.task.name, recipe.target.name), set()).add(recipe.certificate.seeds)
+    for (task, _), counts in found.items():
+        if len(counts) > 1:
+            raise ConfigError(
+                f"certificates on {task} have {', '.join(map(str, sorted(counts)))} seeds, but points are compared seed by seed; say "
+                f"--seeds {max(counts)}"
+            )
 
 
 def check_points(runs: Sequence[Planned], machine: Machine, *, certify: bool) -> dict[str, Run]:
