@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pkt import memo_stages
 from pkt.certification import Certification
 from pkt.certify.arms import ARMS, REAL, kind
 from pkt.certify.certificate import Evidence, Guard, judge
@@ -99,7 +100,7 @@ def certificate(made: Certification) -> dict[str, Any]:
 
 def memo_digests(run: Run, names: Collection[str]) -> dict[str, str]:
     """Hashes of what location, preparation and the arms read in the memo, as far as it is there; `names` are those of the arms."""
-    paths = {*run.memo_files(), *(run.memo / name for name in names if Path(name).name == name)}
+    paths = {*memo_stages.files(run), *(run.memo / name for name in names if Path(name).name == name)}
     return {path.name: file_digest(path) for path in sorted(paths) if path.is_file()}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pkt import memo_stages
 from pkt.certificate_file import own_certificate
 from pkt.config import Recipe, validate
 from pkt.environment import environment
@@ -17,7 +18,6 @@ from pkt.files import leftovers, write_json, write_text
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
 from pkt.memo import remembered_value
-from pkt.memo_costs import watched
 from pkt.methods import method_of
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
@@ -25,7 +25,7 @@ from pkt.overlap import record_overlap
 from pkt.processes import num_processes, told_by_first
 from pkt.protocols import asking, protocol_of, unset
 from pkt.scores import Scores
-from pkt.stages import SHARED, Stages, key_of
+from pkt.stages import Stages, key_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.base import Example, Task, fingerprint
 
@@ -130,9 +130,7 @@ class Run:
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         own_certificate(self)
-        if done := {*SHARED} & self.stages.records().keys():
-            for name in done - self.shared_keys().keys():
-                self.stages.drop(name)
+        memo_stages.drop_others(self)
         write_json(self.folder / "env.json", found)
         record_overlap(self)
 
@@ -140,60 +138,15 @@ class Run:
         """Attribution scores of both models, kept in `neurons/`."""
         if self.method.locate is None:
             raise ConfigError(f"method {self.method.name!r} locates nothing; run `pkt align` next")
-        self._locate("locate", self.task)
+        memo_stages.locate(self, "locate", self.task)
 
     def locate_on(self, name: str, examples: Sequence[Example]) -> None:
         """The same on other examples, as a stage of its own."""
-        self._locate(f"locate {name}", self.task.located_with(examples))
-
-    def _locate(self, stage: str, task: Task) -> None:
-        assert self.method.locate is not None
-        fill = partial(self.method.locate, self.source, self.target, task, self.options, self.style)
-        self._fill_memo(stage, self._locate_key(stage, task), fill)
-
-    def _fill_memo(self, stage: str, key: str, fill: Callable[[], object]) -> None:
-        """Run a stage that leaves files in the memo; where that is shared the first run says what it took."""
-
-        def make() -> list[Path]:
-            with watched() as memo:
-                fill()
-            return [] if self.is_shared else sorted(memo.files)  # those of a shared one verify themselves
-
-        if self.is_shared:
-            self.stages.adopt(stage, key, self.shared_stages(stage, key))
-        self.stages.run(stage, key, make, count=True)
-
-    def memo_files(self) -> list[Path]:
-        """What location and preparation left in the folder's memo, as far as it is there."""
-        records = self.stages.records()
-        found = {file for name, record in records.items() if name.split()[0] in SHARED for file in record["files"]}
-        return sorted(path for path in (self.folder / file for file in found) if path.is_file())
-
-    def shared_stages(self, stage: str, key: str) -> Stages:
-        """The folder beside the shared memo that says what a stage took, once for all runs that share it."""
-        return Stages(self.memo.parent / f"{stage}-{key[:16]}")
-
-    def _locate_key(self, stage: str, task: Task) -> str:
-        return key_of(stage, self.inputs(), self.method.location_key(task, self.options), self.recipe.dtype)
-
-    def shared_keys(self) -> dict[str, str]:
-        """The keys of the stages that runs with one memo share: located scores and prepared answers, as far as the method has them."""
-        found = {} if self.method.locate is None else {"locate": self._locate_key("locate", self.task)}
-        decides = self.method.preparation_key(self.task, self.options)
-        return found if decides is None else {**found, "prepare": self._prepare_key(decides)}
-
-    def _prepare_key(self, decides: list[Any]) -> str:
-        what = [*self.inputs(*self.method.reads(self.options)), decides, self.recipe.dtype]
-        return key_of("prepare", what)
+        memo_stages.locate(self, f"locate {name}", self.task.located_with(examples))
 
     def prepare(self) -> None:
         """What runs of the method share beside scores, kept in `neurons/`: a source's answers."""
-        decides = self.method.preparation_key(self.task, self.options)
-        if decides is None:
-            return None
-        assert self.method.prepare is not None
-        fill = partial(self.method.prepare, self.source, self.target, self.task, self.options, self.style)
-        return self._fill_memo("prepare", self._prepare_key(decides), fill)
+        memo_stages.prepare(self)
 
     def align(self) -> Delta:
         """The method's delta, in `delta.safetensors`."""

@@ -41,14 +41,20 @@ def test_a_certificate_holds_one_model_and_shares_what_it_can(tmp_path, plain_pa
         "method": METHODS[name],
         "task": {"name": "nano/gsm8k", "prompt_style": "plain", "labels": 12},
         "evaluate": {"limit": 2},
-        "certificate": {"seeds": 2, "learning_rates": "recipe", "arms": ["shuffled_source", "self_source", "no_source"]},
+        "certificate": {
+            "seeds": 2,
+            "learning_rates": "recipe",
+            "arms": ["shuffled_source", "self_source", "no_source"],
+        },
     }
     found = certify(Recipe.model_validate(content), tmp_path / "c", ONE_PROCESS)
     assert beside == []
     assert all(check.holds is not False for check in verify(tmp_path / "c", ONE_PROCESS))
     assert all(check.holds for check in rerun(tmp_path / "c", "shuffled_source", ONE_PROCESS))
     kept = {path.name for path in (tmp_path / "c" / "neurons").iterdir() if ".cost." not in path.name}
-    assert set(found["hashes"]["location"]) == kept  # what the target said, or where it was located, as its own source too
+    assert (
+        set(found["hashes"]["location"]) == kept
+    )  # what the target said, or where it was located, as its own source too
     rows = {row["arm"]: row for row in found["arms"]}
     assert rows["no_source"]["labels"] == {"seeking": 11, "seqkd": 12}[name]
     stage = read(tmp_path / "c" / "stages.json")["locate" if name == "seeking" else "prepare"]

@@ -51,7 +51,7 @@ def stop_before(monkeypatch, stage: str) -> None:
         return
     owner, name = {
         "overlap": (pkt.run, "record_overlap"),
-        "locate": (Run, "_locate"),
+        "locate": (Run, "locate"),
         "align": (Run, "align"),
         "inject": (Run, "inject"),
         "summary": (pkt.summary, "write_summary"),

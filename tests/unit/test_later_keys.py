@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
+from pkt import memo_stages
 from pkt.align.hypernetwork import Hypernetwork
 from pkt.errors import ConfigError, DataError
 from pkt.methods.laten import LatenConfig
@@ -32,7 +33,7 @@ def test_later_keys_are_seen_only_where_they_are_set(tmp_path, key, word, decide
     assert plain.certified_key() == usual.certified_key() != given.certified_key()
     assert plain.recipe.model_dump_json() == usual.recipe.model_dump_json()
     parts = {
-        "location": lambda run: run.shared_keys(),
+        "location": memo_stages.keys,
         "options": lambda run: run.options.model_dump(),
         "scores": lambda run: run.scores_key("target"),
     }

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pkt import memo_stages
 from pkt.certification import Certification, automatic_workers
 from pkt.checks import check
 from pkt.config import Recipe
@@ -182,7 +183,7 @@ def _shared_jobs(runs: Sequence[Planned], first: Mapping[str, Run]) -> list[Job]
             continue
         # the target is scored as the export is stored, which is not known beforehand for every dtype
         models = ("source", "target") if one.recipe.dtype == "float32" else ("source",)
-        keys = run.shared_keys() | {arm: run.scores_key(arm) for arm in models if arm in one.recipe.evaluate.arms}
+        keys = memo_stages.keys(run) | {arm: run.scores_key(arm) for arm in models if arm in one.recipe.evaluate.arms}
         for kind, key in keys.items():
             label = f"for {one.point.name}"
             found.setdefault(key, Job(kind, one.recipe.model_dump_json(), str(one.folder), label, key))

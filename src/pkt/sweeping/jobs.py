@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pkt import memo_stages
 from pkt.config import Recipe, validate
 from pkt.environment import code
 from pkt.errors import DataError, one_line
@@ -79,7 +80,7 @@ class Worker:
         if job.kind in ("target", "source"):
             run.scored(job.kind, run.target if job.kind == "target" else run.source, job.key)
             return
-        run.stages = run.shared_stages(job.kind, job.key)
+        run.stages = memo_stages.shared(run, job.kind, job.key)
         run.locate() if job.kind == "locate" else run.prepare()
 
     def _run(self, job: Job) -> None:
