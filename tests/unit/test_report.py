@@ -328,9 +328,9 @@ def test_table_for_a_terminal_shows_brackets_as_they_are(summary: dict[str, Any]
     ("locator", "unit", "said"),
     [
         (None, "nats", "raises the log-probability of the right answers, in nats, summed over the extract split"),
-        ("sensitivity", "nats", "with every sign taken away, summed over the extract split"),
+        ("sensitivity", None, "has far larger sums), summed over the extract split, over the model's largest"),
         ("knowledge_neurons", "probability", "by integrated gradients"),
-        ("query_neurons", None, "without a unit that compares models"),
+        ("query_neurons", None, "which has no unit that compares models"),
         ("my_own", None, "score by the locator my_own, in a unit of its own"),
     ],
 )
@@ -339,7 +339,7 @@ def test_layer_scores_are_told_in_the_words_of_their_locator(summary: dict[str, 
         part |= {} if locator is None else {"locator": locator}
     found = figures(summary, summary["layers"])["layer_scores"]
     assert said in found.shown
-    assert (f"score ({unit})" if unit else ">score<") in found.svg
+    assert (f"score ({unit})" if unit else "score over largest") in found.svg
     assert ("No layer is at zero" in found.chance) == (locator == "sensitivity")
     for part in summary["layers"].values():
         part["examples"] = 1

@@ -14,8 +14,8 @@ DEFAULT = "logprob_gain"
 class LayerWords:
     """Of the figure of layer scores."""
 
-    unit: str
-    """For the axis; nothing where there is none that compares models."""
+    unit: str | None
+    """For the axis; None where none compares the two models: then each one's scores stand over its largest."""
     shown: str
     chance: str
 
@@ -29,16 +29,16 @@ WORDS = {
         _ZERO,
     ),
     "sensitivity": LayerWords(
-        "nats",
-        "The sum of |w dL/dw| over each layer's weights, in nats: what the loss on the right answers would move, to first order, if the weights were "
-        "zero, with every sign taken away",
+        None,
+        "The sum of |w dL/dw| over each layer's weights: what the loss on the right answers would move, to first order, if the weights were zero, with "
+        "every sign taken away (a model that does not know the answers has far larger sums)",
         "No layer is at zero, for absolute values add up in layers that carry nothing, too; more weights make more of it. Only what stands out "
         "counts. That both models peak at similar depth is common and says nothing about shared knowledge.",
     ),
     "query_neurons": LayerWords(
-        "",
-        "FFN: how much each layer's neurons write towards what the most valuable attention neurons above it read, without a unit that compares models; "
-        "attention: how much each layer alone raises the log-probability of the right answers, in nats",
+        None,
+        "FFN: how much each layer's neurons write towards what the most valuable attention neurons above it read, which has no unit that compares models; "
+        "attention: how much each layer alone raises the log-probability of the right answers",
         f"FFNs with no valuable attention neuron above them are at zero, the last always. {_ZERO}",
     ),
 }  # fmt: skip
@@ -49,5 +49,8 @@ def layer_words(layers: Mapping[str, Mapping[str, Any]]) -> LayerWords:
     part = next(iter(layers.values()))
     name = part.get("locator", DEFAULT)
     of = "of one example, drawn at random" if part.get("examples") == 1 else "summed over the extract split"
-    words = WORDS.get(name) or LayerWords("", f"Each layer's score by the locator {name}, in a unit of its own", _ZERO)
-    return LayerWords(words.unit, f"{words.shown}, {of}", words.chance)
+    words = WORDS.get(name) or LayerWords(
+        None, f"Each layer's score by the locator {name}, in a unit of its own", _ZERO
+    )
+    over = ", over the model's largest" if words.unit is None else ""
+    return LayerWords(words.unit, f"{words.shown}, {of}{over}", words.chance)

@@ -49,8 +49,8 @@ def scores(summary: Mapping[str, Any]) -> str:
         return to_svg(figure, "scores", "Scores per tier with standard errors")
 
 
-def layer_scores(layers: Mapping[str, Mapping[str, Any]], unit: str) -> str:
-    """Score of every layer of both models; chosen source layers are filled."""
+def layer_scores(layers: Mapping[str, Mapping[str, Any]], unit: str | None) -> str:
+    """Score of every layer of both models, without a unit over each one's largest; chosen source layers are filled."""
     kinds = kinds_of(layers)
     with drawing():
         figure = new_figure(WIDTH, 250 * len(kinds))
@@ -58,21 +58,27 @@ def layer_scores(layers: Mapping[str, Mapping[str, Any]], unit: str) -> str:
             part = layers[kind]
             chosen = {source for source, _ in part["map"]}
             ax.axhline(0, color=MUTED, linewidth=0.8)
+            of_source, of_target = (_scaled(part[f"{role}_scores"], unit) for role in ("source", "target"))
             for values, colour, marker, name in (
-                (part["source_scores"], SOURCE, "o", "source (filled: chosen)"),
-                (part["target_scores"], TARGET, "s", "target"),
+                (of_source, SOURCE, "o", "source (filled: chosen)"),
+                (of_target, TARGET, "s", "target"),
             ):
                 ax.plot(range(len(values)), values, color=colour, linewidth=1.2, label=name, marker=marker,
                         markersize=6, markerfacecolor="none" if marker == "o" else colour)  # fmt: skip
-            filled = sorted(layer for layer in chosen if layer < len(part["source_scores"]))
-            ax.plot(filled, [part["source_scores"][i] for i in filled], "o", color=SOURCE, markersize=6)
+            filled = sorted(layer for layer in chosen if layer < len(of_source))
+            ax.plot(filled, [of_source[i] for i in filled], "o", color=SOURCE, markersize=6)
             _step_axis(ax, _depth(part))
             ax.set_title(KINDS.get(kind, kind))
             ax.set_xlabel("layer")
-            ax.set_ylabel(f"score ({unit})" if unit else "score")
+            ax.set_ylabel(f"score ({unit})" if unit else "score over largest")
             ax.grid(axis="y")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
         return to_svg(figure, "layer-scores", "Layer scores of both models")
+
+
+def _scaled(scores: Sequence[float], unit: str | None) -> list[float]:
+    most = max(map(abs, scores), default=0.0) or 1.0
+    return [score if unit else score / most for score in scores]
 
 
 def layer_maps(layers: Mapping[str, Mapping[str, Any]]) -> str:
