@@ -53,7 +53,7 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
     from pkt.report.analysis_page import write
 
     found = ANALYSES.get(name)
-    run = Run(_own_recipe(folder, recipe), folder, machine)
+    run = _own_run(Run(recipe, folder, machine))
     found.check(run, cfg)
     path = folder / f"{name}.json"
 
@@ -85,18 +85,19 @@ def analyze(name: str, recipe: Recipe, cfg: AnalysisConfig, folder: Path, machin
         return write(json.loads(path.read_text(encoding="utf-8")), folder)
 
 
-def _own_recipe(folder: Path, recipe: Recipe) -> Recipe:
-    """The recipe of the run that a folder holds, if it is this one in all that an analysis reads; this one where it holds none.
+def _own_run(run: Run) -> Run:
+    """The run that the folder holds, if it is this one in all that an analysis reads; this one where it holds none.
 
     Raises:
         ConfigError: it holds a run of another recipe, which would lose its own.
     """
-    if not any((folder / name).exists() for name in ("delta.safetensors", "arms", "certificate.json")):
-        return recipe
-    held = Run.resume(folder).recipe
-    if other := [section for section in READ if getattr(held, section) != getattr(recipe, section)]:
+    if not any((run.folder / name).exists() for name in ("delta.safetensors", "arms", "certificate.json")):
+        return run
+    held = Run.resume(run.folder, run.machine)
+    if other := [section for section in READ if getattr(held.recipe, section) != getattr(run.recipe, section)]:
+        path = run.folder / "recipe.yaml"
         raise ConfigError(
-            f"{folder} holds a run of another recipe (another {', '.join(other)}); analyse {folder / 'recipe.yaml'} there, or give another folder"
+            f"{run.folder} holds a run of another recipe (another {', '.join(other)}); analyse {path} there, or give another folder"
         )
     return held
 

@@ -11,7 +11,7 @@ import yaml
 from certified_folders import ARMS, ONE_PROCESS, failed, lines, make, read, small_recipe, times, written
 from run_folders import temporaries
 
-from pkt.analyzing import from_names
+from pkt.analyzing import analyze, from_names, split_overrides
 from pkt.certification import SELECTION, Certification, automatic_workers
 from pkt.comparison import entry
 from pkt.errors import ConfigError, TrainingError
@@ -228,6 +228,10 @@ def test_an_analysis_in_the_folder_leaves_the_certificate_as_it_is(certified):
     from_names(
         "representation", str(recipe), ("evaluate.limit=3", "certificate.seeds=9", *small), certified, ONE_PROCESS
     )
+    cfg, _ = split_overrides("representation", small)
+    analyze(
+        "representation", small_recipe(), cfg, certified, ONE_PROCESS
+    )  # as it was given, without the method's defaults
     assert recipe.read_text() == before
     with pytest.raises(
         ConfigError,
