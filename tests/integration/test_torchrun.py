@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from run_folders import message_row, write_lines
 
 from pkt.inject.delta import Delta
 
@@ -38,15 +39,22 @@ def launched(*program):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
 
 
-def test_two_processes_train_what_one_does(recipe, pkt, tmp_path):
-    file = recipe(method=METHOD, evaluate={"arms": []})
+@pytest.fixture
+def uneven(data):
+    """A task with one example more than two processes read in a step, so that one of them has none left for the last step."""
+    write_lines(data / "splits" / "gsm8k" / "train.jsonl", [message_row("glims " * i, i) for i in range(1, 6)])
+    return {"name": "gsm8k", "data": str(data), "prompt_style": "plain"}
+
+
+def test_two_processes_train_what_one_does(recipe, uneven, pkt, tmp_path):
+    file = recipe(method=METHOD, task=uneven, evaluate={"arms": []})
     done = torchrun("run", file, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("report:") == 1
     assert pkt("run", file, "--out", tmp_path / "one").code == 0
     one, two = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
     losses = [[h["loss"] for h in delta.provenance["history"]] for delta in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     for key, change in one.changes.items():
         torch.testing.assert_close(two.changes[key].entries(), change.entries(), rtol=0.2, atol=2e-3)
     again = torchrun("run", file, "--out", tmp_path / "two")
@@ -56,15 +64,15 @@ def test_two_processes_train_what_one_does(recipe, pkt, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_distil_what_one_does(recipe, pkt, tmp_path):
+def test_two_processes_distil_what_one_does(recipe, uneven, pkt, tmp_path):
     method = {"name": "gkd", "lmbda": 0.0, "epochs": 2, "batch_size": 4, "micro_batch": 2, "lr": 1e-3}
-    file = recipe(method=method, evaluate={"arms": []})
+    file = recipe(method=method, task=uneven, evaluate={"arms": []})
     done = torchrun("run", file, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     assert pkt("run", file, "--out", tmp_path / "one").code == 0
     one, two = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("one", "two"))
     losses = [[h["loss"] for h in delta.provenance["history"]] for delta in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_processes_leave_their_group_before_they_end(tmp_path):

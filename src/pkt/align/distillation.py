@@ -27,8 +27,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from pkt.align.finetune import FinetuneConfig, arguments, collate
-from pkt.align.trainer import Checked, Reports
+from pkt.align.finetune import FinetuneConfig, arguments, collate, filling
+from pkt.align.trainer import Checked, Reports, Shared
 from pkt.models.generation import plain_settings
 from pkt.models.lm import LM
 from pkt.models.teacher import Teacher
@@ -90,6 +90,7 @@ class _Divergence(GKDTrainer):
         for i, (row, number) in enumerate(zip(rows, batch["prompts"], strict=True)):
             forced = slice(width - len(row) + len(self.prompts[number]), width)
             labels_BT[i, forced] = ids_BT[i, forced]
+        labels_BT[(batch["labels"] == IGNORED).all(dim=1)] = IGNORED  # rows that count nothing
         return batch | {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -117,8 +118,8 @@ class _Divergence(GKDTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class Distillation(Checked, _Divergence):
-    """That, stopping at a loss that is not finite."""
+class Distillation(Checked, Shared, _Divergence):
+    """That, stopping at a loss that is not finite, the same on several processes."""
 
 
 def distillation(
@@ -147,10 +148,11 @@ def distillation(
         temperature: of the sampling alone; the divergence is that of the distributions as they are.
     """
     pad = target.tokenizer.pad_token_id
+    read = [*examples, *filling(examples, cfg)]
 
     def collator(rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         numbers = [row["example"] for row in rows]
-        return collate([examples[i] for i in numbers], pad) | {"prompts": numbers}
+        return collate([read[i] for i in numbers], pad) | {"prompts": [i % len(examples) for i in numbers]}
 
     model.generation_config = plain_settings(model, target.tokenizer)  # what trl leaves open is filled in from there
     teacher.config.get_text_config().vocab_size = model.config.get_text_config().vocab_size  # compared by trl; we crop
@@ -162,7 +164,7 @@ def distillation(
                 target, cfg, len(examples), seed, out, kind=GKDConfig, bf16=False, disable_dropout=True,
                 lmbda=lmbda, beta=beta, temperature=temperature, max_new_tokens=max_new_tokens,
             ),
-            train_dataset=Dataset.from_dict({"example": list(range(len(examples)))}),
+            train_dataset=Dataset.from_dict({"example": list(range(len(read)))}),
             data_collator=collator,
             processing_class=copy.deepcopy(target.tokenizer),
             callbacks=[Reports()],

@@ -6,6 +6,7 @@ B examples of a micro-batch, T tokens.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,17 +103,19 @@ def finetune(
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pkt-") as temporary, own_randomness(seed), deterministic(), _quiet():
         out = lm.memo / f"training-{digest[:16]}" if lm.memo and cfg.save_steps else Path(temporary)
+        fillers = filling(examples, cfg)
         trainer = (
             build(seed, out)
             if build
             else CheckedTrainer(
                 model=model,
                 args=arguments(lm, cfg, len(examples), seed, out),
-                train_dataset=examples,
+                train_dataset=[*examples, *fillers],
                 data_collator=lambda batch: collate(batch, lm.tokenizer.pad_token_id),
                 callbacks=[Reports()],
             )
         )
+        trainer.fillers = len(fillers)
         quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
     if lm.memo and cfg.save_steps and trainer.is_world_process_zero():
         shutil.rmtree(out, ignore_errors=True)
@@ -143,6 +147,15 @@ def _micro_batch(cfg: FinetuneConfig) -> int:
             f"(processes); change one of them"
         )
     return micro
+
+
+def filling(examples: Sequence[Labelled], cfg: FinetuneConfig) -> list[Labelled]:
+    """Rows that count nothing, as many as several processes need beside the examples to hold equally many at a time."""
+    processes = num_processes()
+    missing = -len(examples) % (_micro_batch(cfg) * processes) if processes > 1 else 0
+    return [
+        replace(e, labels=[IGNORED] * len(e.labels)) for e in itertools.islice(itertools.cycle(examples), missing)
+    ]
 
 
 def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **more: Any) -> TrainingArguments:

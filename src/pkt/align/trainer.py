@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -32,8 +35,48 @@ class Checked:
         return found
 
 
-class CheckedTrainer(Checked, Trainer):
-    """The ordinary Trainer with that check."""
+class FillersLast(Sampler[int]):
+    """The order that one process would read in, anew for every epoch, and the fillers after it.
+
+    Args:
+        count: examples. fillers: rows behind them in the data set.
+    """
+
+    def __init__(self, count: int, fillers: int, seed: int) -> None:
+        self.order = SeedableRandomSampler(range(count), data_seed=seed)
+        self.fillers = range(count, count + fillers)
+
+    def __len__(self) -> int:
+        return len(self.order) + len(self.fillers)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from self.fillers
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+
+class Shared:
+    """Several processes read what one would. Mixed in before a Trainer class.
+
+    Where the examples are no multiple of what all processes hold at a time, accelerate would fill the last step of an epoch with the
+    epoch's first examples, which would be trained on twice; here it is filled with rows that count nothing.
+    """
+
+    args: Any
+    train_dataset: Any
+    fillers = 0
+    """Rows at the end of the data set that count nothing."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.fillers:
+            return super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        return FillersLast(len(self.train_dataset) - self.fillers, self.fillers, self.args.data_seed)
+
+
+class CheckedTrainer(Checked, Shared, Trainer):
+    """The ordinary Trainer with both."""
 
 
 class Reports(TrainerCallback):
