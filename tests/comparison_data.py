@@ -30,7 +30,7 @@ def row(run: str = "nano_tuned", **changes: Any) -> dict[str, Any]:
         "peak_memory_gib": 0.48,
     }
     found = {
-        "folder": f"runs/{run}", "run": run, "recipe": run, "method": "laten", "task": "nano/mmlu", "source": "nano/source",
+        "folder": f"runs/{run}", "run": run, "recipe": run, "method": "laten", "options": {"name": "laten"}, "items": "a", "task": "nano/mmlu", "source": "nano/source",
         "target": "nano/target", "tier": "new", "state": "certified",
         "scores": {tier: level(0.98 if tier == "known" else 0.1) for tier in TIERS},
         "target_scores": {tier: level(0.073) for tier in TIERS}, "source_scores": {tier: level(1.0) for tier in TIERS},
@@ -38,6 +38,7 @@ def row(run: str = "nano_tuned", **changes: Any) -> dict[str, Any]:
         "asked": True, "gain": {"arm": "self_source", "mean": -0.004, "low": -0.02, "high": 0.012}, "level": 0.95,
         "margin": 0.093, "costs": costs, "files": {"scores": "arms/real_source/seed-{0,1,2}.jsonl", "verdict and gain": "certificate.json"},
     }  # fmt: skip
+    found["series"] = changes.get("recipe", run)
     return found | {**changes, "costs": costs | changes.get("costs", {})}
 
 

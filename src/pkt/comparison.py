@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
 from pkt.errors import DataError
@@ -23,7 +23,7 @@ from pkt.report.verdict import harm_flag
 from pkt.stages import SHARED, Stages, flop_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.chance import chance_of
-from pkt.tier_scores import AGAIN, Level, existing, levels, ordered
+from pkt.tier_scores import AGAIN, Level, existing, fingerprint, levels, levels_of, ordered, read_items
 
 FORMAT = "comparison 1"
 REAL = "real_source"
@@ -62,10 +62,16 @@ class Entry:
     target_scores: dict[str, Level] = field(default_factory=dict)
     source_scores: dict[str, Level] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
+    items: str | None = None
+    """Tells apart the sets of items that were scored; None where the file of scores is gone."""
     verdict: str | None = None
     preliminary: bool = False
     harm: bool | None = None
     harm_flag: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the method is told in words: its options that are neither numbers nor nothing."""
+    series: str = ""
+    """Recipe, with the options that tell its runs apart: what one line of a frontier shows."""
     asked: bool = False
     """Whether a certificate with control arms stands behind the verdict."""
     gain: dict[str, Any] | None = None
@@ -82,6 +88,10 @@ class _Name(TypedDict):
     name: str
 
 
+class _Method(_Name):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+
 class _Certificate(TypedDict):
     tier: NotRequired[str | None]
     seeds: NotRequired[int]
@@ -94,7 +104,7 @@ class _Recipe(TypedDict):
     source: _Name
     target: _Name
     task: _Name
-    method: _Name
+    method: _Method
     certificate: NotRequired[_Certificate]
 
 
@@ -119,7 +129,7 @@ def compare(folders: Sequence[Path]) -> list[Entry]:
     Raises:
         DataError: a folder is missing, is no run folder, holds no results, is damaged, or is given twice.
     """
-    places = [folder.absolute() for folder in folders]
+    places = [folder.resolve() for folder in folders]
     twice = [folder for folder, number in Counter(places).items() if number > 1]
     if twice:
         raise DataError(f"{twice[0]} is given twice; give it once")
@@ -146,6 +156,12 @@ def entry(folder: Path) -> Entry:
         recipe["source"]["name"],
         recipe["target"]["name"],
         wanted.get("tier") or "",
+        options={
+            key: value
+            for key, value in recipe["method"].items()
+            if isinstance(value, bool) or not isinstance(value, int | float | None)
+        },
+        series=recipe["name"],
     )
     certificate, seeds = read_certificate(folder), _seeds(folder)
     if certificate is not None:
@@ -223,12 +239,14 @@ def _of_arms(found: Entry, folder: Path, seeds: Sequence[int]) -> Entry:
     if seconds is not None:
         seconds += sum(record["seconds"] for record in shared.values())
     memory = [r["peak_memory_gib"] for r in (*records, *shared.values())]
+    items = read_items([path.with_suffix(".jsonl") for path in paths], found.task)
     said = records[0]
     numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{{{','.join(map(str, seeds))}}}"
     made = f"arms/{REAL}/seed-{numbers}.json"
     return replace(
         found,
-        scores=levels([path.with_suffix(".jsonl") for path in paths], found.task),
+        scores=levels_of(items),
+        items=fingerprint(items.ids),
         target_scores=scores["target"],
         source_scores=scores["source"],
         costs=Costs(said.get("labels"), said.get("trained_parameters"), said.get("steps"), flop, seconds, max(memory)),
@@ -247,8 +265,10 @@ def _scored(found: Entry, folder: Path) -> Entry:
     for row in summary.get("scores", []):
         level = Level(row["score"], row.get("standard_error"), row["num_items"], row["num_units"], row.get("seeds", 1))
         by_arm.setdefault(row["arm"], {})[row["tier"]] = level
+    path = folder / "scores.jsonl"
     return replace(
         found,
+        items=fingerprint(read_items([path], found.task, "result").ids) if path.is_file() else None,
         scores=ordered(by_arm["result"]),
         target_scores=ordered(by_arm["target"]),
         source_scores=ordered(by_arm["source"]),
@@ -278,16 +298,24 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """Where runs of one setting have one name, what differs in their folders is added to it."""
+    """Where runs of one setting have one name, what differs in their folders is added to it, and to their series what differs in their options."""
 
     def setting(one: Entry) -> tuple[str, ...]:
         return one.recipe, one.task, one.source, one.target
 
     clear = []
     for one in entries:
-        namesakes = [str(Path(e.folder).absolute()) for e in entries if setting(e) == setting(one)]
-        apart = os.path.relpath(Path(one.folder).absolute(), os.path.commonpath(namesakes))
-        clear.append(one if len(namesakes) == 1 else replace(one, run=f"{one.recipe} ({apart})"))
+        namesakes = [e for e in entries if setting(e) == setting(one)]
+        if len(namesakes) == 1:
+            clear.append(one)
+            continue
+        common = os.path.commonpath([Path(e.folder).absolute() for e in namesakes])
+        apart = os.path.relpath(Path(one.folder).absolute(), common)
+        alike = [e for e in namesakes if e.method == one.method]
+        words = [f"method={one.method}"] * (len(alike) < len(namesakes))
+        words += [f"{k}={v}" for k, v in one.options.items() if any(e.options.get(k) != v for e in alike)]
+        series = f"{one.recipe} ({', '.join(words)})" if words else one.recipe
+        clear.append(replace(one, run=f"{one.recipe} ({apart})", series=series))
     return clear
 
 

@@ -38,14 +38,20 @@ def find_recipe(name: str, sweeps: Sequence[str] = ()) -> Path:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides; with another `method.name` the recipe's options of its method are left out.
+    """Read a recipe and apply `key.path=value` overrides; with another `method.name` the recipe's options of its method are
+    left out, and the recipe is named by both.
 
     Raises:
         ConfigError: with file, key path and what would be right.
     """
     path = find_recipe(name)
     data = read_recipe(path)
-    override(data, map(parse_override, overrides))
+    given = [parse_override(text) for text in overrides]
+    own = data.get("method")
+    method = next((value for key, value, _ in reversed(given) if key == METHOD), None)
+    if isinstance(method, str) and isinstance(own, dict) and own.get("name") != method:
+        data["name"] = f"{data['name']}_{method}"
+    override(data, given)
     return validate(Recipe, data, " ".join([str(path), *(f"--set {text}" for text in overrides)]))
 
 

@@ -5,6 +5,7 @@ S seeds, I items.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def read_items(paths: Sequence[Path], task: str, arm: str | None = None) -> Item
             raise DataError(f"{path}: holds other items than {paths[0]}; delete it, and {AGAIN}")
     ids, units, tiers = ([line[key] for line in read_[0]] for key in ("id", "unit", "tier"))
     return Items(ids, units, tiers, np.array([[line["score"] for line in lines] for lines in read_], float))
+
+
+def fingerprint(ids: Sequence[str]) -> str:
+    """The same for the same items, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def levels(paths: Sequence[Path], task: str) -> dict[str, Level]:

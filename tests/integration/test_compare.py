@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from certified_folders import ONE_PROCESS, edit, lines, read, small_recipe
 
 from pkt.comparison import compare, entry
@@ -126,7 +127,28 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(finished, tmp_path):
     other = Path(shutil.copytree(finished, tmp_path / "more" / "again"))
     assert [e.run for e in compare([finished, other])] == ["tiny (finished)", "tiny (more/again)"]
     with pytest.raises(DataError, match="is given twice; give it once"):
-        compare([finished, finished])
+        compare([finished, finished.parent / "more" / ".." / finished.name])
+
+
+def test_a_line_of_the_frontier_is_one_method_told_the_same_in_words(finished, tmp_path):
+    def series(**options: object) -> list[str]:
+        other = Path(shutil.copytree(finished, tmp_path / "other", dirs_exist_ok=True))
+        path = other / "recipe.yaml"
+        recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
+        path.write_text(yaml.safe_dump(recipe | {"method": {**recipe["method"], **options}}))
+        return [e.series for e in compare([finished, other])]
+
+    assert series(steps=7, lr=0.5) == ["tiny", "tiny"]
+    assert series(neurons="random") == ["tiny (neurons=scored)", "tiny (neurons=random)"]
+    assert series(name="lora") == ["tiny (method=laten)", "tiny (method=lora)"]
+
+
+def test_runs_on_other_items_do_not_compare(pkt, finished, tmp_path):
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    assert "not scored on the same items" not in pkt("compare", finished, other).out
+    path = other / "scores.jsonl"
+    path.write_text(path.read_text().replace("test.jsonl:1", "test.jsonl:17"))
+    assert "These runs were not scored on the same items, and do not compare." in pkt("compare", finished, other).out
 
 
 def test_an_unfinished_run_is_shown_as_such(pkt, finished):

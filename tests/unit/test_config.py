@@ -85,7 +85,8 @@ def test_bad_overrides(recipe):
 
 def test_another_method_starts_from_its_own_defaults():
     found = load_recipe("nano_tuned", ["method.epochs=2", "method.name=seeking"])
-    assert found.method == {"name": "seeking", "epochs": 2}
+    assert (found.name, found.method) == ("nano_tuned_seeking", {"name": "seeking", "epochs": 2})
+    assert load_recipe("nano_tuned", ["name=mine", "method.name=seeking"]).name == "mine"
     assert load_recipe("nano_tuned", ["method.name=laten"]) == load_recipe("nano_tuned")
 
 

@@ -140,9 +140,9 @@ def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
     measuring = Console(width=10_000)
     shown: list[str | Table] = []
     for rows in groups(comparison):
-        whole = _table(rows, [*_first(rows), *_tiers(rows), *_levels(rows), *_last(rows)])
+        whole = _table(rows, [*_first(rows), *_counts(rows), *_tiers(rows), *_levels(rows), *_last(rows)])
         fits = Measurement.get(measuring, measuring.options, whole).maximum <= width
-        narrow = [_table(rows, [*_first(rows), *_decides(rows), *_levels(rows), *_last(rows)])]
+        narrow = [_table(rows, [*_first(rows), *_counts(rows), *_decides(rows), *_levels(rows), *_last(rows)])]
         if tiers(rows):
             narrow.append(_table(rows, [_first(rows)[0], *_tiers(rows)]))
         parts = [whole] if fits else narrow
@@ -151,7 +151,9 @@ def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
 
 
 def mixed(rows: Sequence[Row]) -> str:
-    """A warning where the runs of a group cannot have been scored alike: their target has other scores."""
+    """A warning where the runs of a group were not scored alike: on other items, or their target has other scores."""
+    if len({row["items"] for row in rows} - {None}) > 1:
+        return "These runs were not scored on the same items, and do not compare."
     known = [row["target_scores"].get(row["tier"]) for row in rows]
     seen = {(level["num_items"], level["score"]) for level in known if level is not None}
     return (
@@ -166,6 +168,16 @@ Column = tuple[str, list[str]]
 
 def _first(rows: Sequence[Row]) -> list[Column]:
     return [("run", [row["run"] for row in rows]), ("method", [row["method"] for row in rows])]
+
+
+def counted(row: Row, what: str) -> str:
+    """`num_items` or `num_seeds` of the score on the tier that decides."""
+    found = row["scores"].get(row["tier"])
+    return "–" if found is None else str(found[what])
+
+
+def _counts(rows: Sequence[Row]) -> list[Column]:
+    return [(title, [counted(row, f"num_{title}") for row in rows]) for title in ("items", "seeds")]
 
 
 def _tiers(rows: Sequence[Row]) -> list[Column]:

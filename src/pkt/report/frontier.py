@@ -1,4 +1,4 @@
-"""What does a score cost? Pictures of score against operations and against labels, one line per recipe, and what they say."""
+"""What does a score cost? Pictures of score against operations and against labels, one line per series, and what they say."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _point(row: Row, tier: str, cost: str) -> Point | None:
     judged = row["verdict"] if row["asked"] else None
     mark = judged if judged in ("transfer", "tuning") else "other" if judged else "none"
     return Point(
-        row["run"], row["recipe"], value, level["score"], level["standard_error"], mark, harm=bool(row["harm"])
+        row["run"], row["series"], value, level["score"], level["standard_error"], mark, harm=bool(row["harm"])
     )
 
 
@@ -118,7 +118,7 @@ def undominated(points: Sequence[Point]) -> list[Point]:
 
 def _shown(tier: str, cost: str, missing: int, *, mixed: bool) -> str:
     said = [
-        f"Each point is one run, each line one recipe through its runs; up is better, left is cheaper, bars are one standard error. {MARKS.capitalize()}.",
+        f"Each point is one run, each line one recipe through its runs with the same words in its method's options; up is better, left is cheaper, bars are one standard error. {MARKS.capitalize()}.",
         "The dashed line is the target as it was, the dotted one the source.",
     ]
     if mixed:
