@@ -71,7 +71,7 @@ def read_adapter(folder: str | Path, target: LM, *, any_base: bool = False) -> D
     Args:
         any_base: do not compare the base that the adapter names with the target.
     """
-    from pkt.inject.adapter import read_adapter as read
+    from pkt.inject.adapter_reading import read_adapter as read
 
     return read(Path(folder), target, any_base=any_base)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from test_laten import transfer as laten_transfer
 from test_lora_methods import IDS, run
 from transformers import AutoModelForCausalLM
 
-from pkt.errors import DataError, UnsupportedModelError
-from pkt.inject.adapter import export_adapter, read_adapter
+from pkt.errors import DataError, ShapeError, UnsupportedModelError
+from pkt.inject.adapter import export_adapter
+from pkt.inject.adapter_reading import read_adapter
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta, Dense, LowRank
 from pkt.inject.untie import untie
@@ -91,12 +94,35 @@ def test_one_for_another_base_is_refused(adapter, make_lm):
     assert config["base_model_name_or_path"]
 
 
+def test_a_base_called_model_is_told_by_its_whole_path(adapter, tiny_target, caplog):
+    """As the checkpoint of every run folder is called."""
+    _, folder = adapter
+    run_folder = folder.parent / "run" / "model"
+    shutil.copytree(tiny_target.name, run_folder)
+    target = LM(run_folder, device="cpu")
+    save_file(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "/elsewhere/run9/model"}))
+    with pytest.raises(DataError, match=r"was made for another base .*elsewhere"):
+        read_adapter(folder, target)
+    file.write_text(json.dumps(config | {"base_model_name_or_path": str(run_folder)}))
+    assert read_adapter(folder, target).norm() > 0
+    file.write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert read_adapter(folder, target).norm() > 0
+    assert "does not say which base it was made for" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.zeros(8, 32)}, r"layers.7.* is no LoRA factor of a part"),
         ({"base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector": torch.zeros(8)}, "is no LoRA factor"),
-        ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": None}, "one of the two factors of .*up_proj is missing"),
+        ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": None}, "1 of the 32 factors that its config names are missing, the first is .*layers.0.mlp.up_proj.lora_A"),
+        ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.full((8, 32), torch.nan)}, "up_proj.lora_A.weight holds no finite numbers"),
+        ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(8, 32).int()}, "holds no finite numbers .dtype torch.int32"),
+        ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(7, 32)}, r"is \[7, 32\], but by its config it is \[8, 32\]"),
+        ({"base_model.model.strange.base_layer.weight": torch.ones(8)}, "is no LoRA factor"),
     ],
 )  # fmt: skip
 def test_keys_that_would_be_dropped_are_refused(adapter, tiny_target, change, message):
@@ -104,8 +130,45 @@ def test_keys_that_would_be_dropped_are_refused(adapter, tiny_target, change, me
     file = folder / "adapter_model.safetensors"
     tensors = {k: v for k, v in (load_file(file) | change).items() if v is not None}
     save_file(tensors, file)
-    with pytest.raises((DataError, UnsupportedModelError), match=message):
+    with pytest.raises((DataError, ShapeError, UnsupportedModelError), match=message):
         read_adapter(folder, tiny_target, any_base=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target_modules": ["up_proj"]},
+            "is no LoRA factor of a part of .* that the config names, and peft would drop it",
+        ),
+        ({"layers_to_transform": [0], "target_modules": ["up_proj", "embed_tokens"]}, "is no LoRA factor"),
+        ({"exclude_modules": ["up_proj"]}, "up_proj.* is no LoRA factor"),
+        ({"target_modules": ["nothing"]}, "peft can make nothing of it .*not found"),
+        ({"r": 7}, "but by its config it is"),
+        ({"lora_alpha": "x"}, "peft can make nothing of it"),
+        ({"lora_alpha": float("nan")}, "would count nan times"),
+        ({"alpha_pattern": [1]}, "peft can make nothing of it"),
+        ({"alpha_pattern": {"(": 3}}, "peft can make nothing of it"),
+    ],
+)
+def test_a_config_that_means_other_factors_is_refused(adapter, tiny_target, change, message):
+    _, folder = adapter
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises((DataError, ShapeError, UnsupportedModelError), match=message):
+        read_adapter(folder, tiny_target)
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_one_on_tied_embeddings_is_refused(make_lm, tmp_path, module):
+    from peft import LoraConfig, get_peft_model
+
+    tied = make_lm("llama", "target", tie_word_embeddings=True)
+    with tied.private("float32") as base, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(base, LoraConfig(r=4, target_modules=[module])).save_pretrained(tmp_path / "peft")
+    with pytest.raises(UnsupportedModelError, match="has tied embeddings, .* use a target made by `pkt untie`"):
+        read_adapter(tmp_path / "peft", tied)
 
 
 @pytest.mark.parametrize(

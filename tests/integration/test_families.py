@@ -18,7 +18,8 @@ from pkt.align import lora as lora_module
 from pkt.errors import UnsupportedModelError
 from pkt.extract.attribution import lens_of
 from pkt.extract.scores import encode_answers
-from pkt.inject.adapter import export_adapter, read_adapter
+from pkt.inject.adapter import export_adapter
+from pkt.inject.adapter_reading import read_adapter
 from pkt.inject.apply import injected, write_
 from pkt.inject.delta import Delta, Dense, Lines, LowRank
 from pkt.inject.export import export

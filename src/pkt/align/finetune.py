@@ -153,9 +153,7 @@ def filling(examples: Sequence[Labelled], cfg: FinetuneConfig) -> list[Labelled]
     """Rows that count nothing, as many as several processes need beside the examples to hold equally many at a time."""
     processes = num_processes()
     missing = -len(examples) % (_micro_batch(cfg) * processes) if processes > 1 else 0
-    return [
-        replace(e, labels=[IGNORED] * len(e.labels)) for e in itertools.islice(itertools.cycle(examples), missing)
-    ]
+    return [replace(e, labels=[IGNORED] * len(e.labels)) for e in itertools.islice(itertools.cycle(examples), missing)]
 
 
 def arguments(lm: LM, cfg: FinetuneConfig, count: int, seed: int, out: Path, **more: Any) -> TrainingArguments:

@@ -36,6 +36,9 @@ def evaluate(
         typer.Option("--out", help="folder for evaluation.json and scores.jsonl; tasks that are done there are kept"),
     ] = None,
     base: Annotated[str | None, typer.Option(help="base of an adapter or a delta; left out, the one it names")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="score an adapter on --base though it was made for another base")
+    ] = False,
     style: Annotated[
         str | None,
         typer.Option(help="tulu, chat_template or plain; left out, tulu, and plain for `nano/...`, trained so"),
@@ -73,7 +76,7 @@ def evaluate(
 ) -> None:
     """Score any model on tasks, or, without --task, stage 4 of a run folder: target, source and the exported result."""
     if not task:
-        given = {"--data": data, "--out": out_, "--base": base, "--style": style, "--shots": shots, "--limit": limit,
+        given = {"--data": data, "--out": out_, "--base": base, "--any-base": any_base or None, "--style": style, "--shots": shots, "--limit": limit,
                  "--samples": samples, "--temperature": temperature, "--top-p": top_p, "--seed": seed or None,
                  "--too-long": too_long != "stop" or None, "--dtype": dtype != "auto" or None, "--json": json_ or None}  # fmt: skip
         _check_run_folder(model, [option for option, value in given.items() if value is not None])
@@ -85,7 +88,7 @@ def evaluate(
 
     wanted = Wanted(task, data, style, shots, samples, temperature, top_p, too_long, limit, seed)
     machine = machine_of(device, batch_size, 0, allow_code, no_sandbox)
-    found = score(read(model, base=base, device=device, dtype=dtype), wanted, machine, out_)
+    found = score(read(model, base=base, any_base=any_base, device=device, dtype=dtype), wanted, machine, out_)
     if json_:
         return say(json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True))
     out.print(table(rows(found)))

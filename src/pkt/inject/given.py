@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
-from pkt.inject.adapter import CONFIG, WEIGHTS, read_adapter
+from pkt.inject.adapter import CONFIG, WEIGHTS
+from pkt.inject.adapter_reading import read_adapter
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest
@@ -64,12 +65,15 @@ class Given:
         return found | ({"revision": self.lm.revision} if self.lm.revision else {})
 
 
-def given(name: str, *, base: str | None = None, device: str = "auto", dtype: str = "auto") -> Given:
+def given(
+    name: str, *, base: str | None = None, any_base: bool = False, device: str = "auto", dtype: str = "auto"
+) -> Given:
     """The model of a name.
 
     Args:
         name: of a checkpoint (`nano/...`, a folder, the hub), a PEFT adapter's folder, or a delta's file.
         base: of an adapter or a delta; None means the one that it names.
+        any_base: take an adapter that names another base.
 
     Raises:
         ConfigError: a run folder, a file of another kind, no base, or a base for a checkpoint.
@@ -86,13 +90,13 @@ def given(name: str, *, base: str | None = None, device: str = "auto", dtype: st
     if path.is_file():
         return _delta(name, path, base, device, dtype)
     if path.is_dir() and (path / CONFIG).is_file():
-        return _adapter(name, path, base, device, dtype)
+        return _adapter(name, path, base, any_base, device, dtype)
     if path.is_dir() and not (path / "config.json").is_file():
         raise DataError(
             f"{name}: no config.json and no {CONFIG} in this folder; expected a checkpoint, a PEFT adapter, or the path of a "
             f"delta.safetensors"
         )
-    if base is not None:
+    if base is not None or any_base:
         raise ConfigError(f"--base is of an adapter or a delta, but {name} is a checkpoint; leave it out")
     lm = LM(name, device=device, dtype=dtype, any_family=True)
     context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
@@ -107,14 +111,14 @@ def given(name: str, *, base: str | None = None, device: str = "auto", dtype: st
     return Given(name, "checkpoint", lm)
 
 
-def _adapter(name: str, folder: Path, base: str | None, device: str, dtype: str) -> Given:
+def _adapter(name: str, folder: Path, base: str | None, any_base: bool, device: str, dtype: str) -> Given:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         named, revision = config.get("base_model_name_or_path"), config.get("revision")
     except (ValueError, AttributeError) as e:
         raise DataError(f"{folder / CONFIG}: damaged ({e}); copy the adapter again") from e
     lm = _base(name, base, named, revision, device, dtype)
-    delta = read_adapter(folder, lm)
+    delta = read_adapter(folder, lm, any_base=any_base)
     digests = "".join(file_digest(folder / file) for file in (CONFIG, WEIGHTS))
     return Given(name, "adapter", lm, delta, hashlib.sha256(digests.encode()).hexdigest())
 
