@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pkt.errors import ConfigError
+from pkt.extract.location import DRAWN
 from pkt.files import write_json
 from pkt.run import Run
 from pkt.stages import key_of
@@ -23,6 +24,8 @@ def check_verifiable(run: Run) -> None:
         raise ConfigError(
             f"method {name!r} locates, but not neurons, so there is nothing to silence; leave --verify out"
         )
+    if getattr(run.options, "is_random", False):
+        raise ConfigError(DRAWN)
 
 
 def verify_location(run: Run) -> dict[str, Any]:

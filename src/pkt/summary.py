@@ -158,6 +158,10 @@ def _warnings(delta: Delta, run: Run) -> list[str]:
         )
     if run.source.digest == run.target.digest:
         found.append("source and target have the same weights: there is nothing to transfer, so this is a control")
+    if getattr(run.options, "embeddings", False) and run.target.config.tie_word_embeddings:
+        found.append(
+            f"embedding and LM head of {run.target.name} are tied and got no adapter; `pkt untie` makes a target where they are apart"
+        )
     if delta.norm() == 0:
         found.append("the delta is zero: the result is the target")
     return found

@@ -327,6 +327,21 @@ def test_a_loss_on_prompts_is_refused(tiny_source, tiny_target):
         run("gkd", tiny_source, tiny_target, loss_on_prompt=True)
 
 
+@pytest.mark.parametrize("name", ["seqkd", "gkd"])
+def test_answers_longer_than_the_context_are_refused_before_the_start(tiny_source, tiny_target, name):
+    made, config = METHODS[name]
+    cfg = config(max_new_tokens=tiny_source.dims.context)
+    with pytest.raises(ConfigError, match=r"method.max_new_tokens is \d+, but the context of .* lower it"):
+        made.requires(tiny_source, tiny_target, cfg)
+
+
+def test_samples_that_do_not_fit_after_a_prompt_are_refused(tiny_source, tiny_target):
+    with pytest.raises(
+        DataError, match=r"a prompt has \d+ tokens and its sample up to \d+ more, but the context of one model holds"
+    ):
+        run("gkd", tiny_source, tiny_target, lmbda=1.0, max_new_tokens=tiny_target.dims.context - 1)
+
+
 # control arms
 
 

@@ -87,6 +87,16 @@ def test_an_interrupted_training_continues_to_the_same_bytes(tiny_target, tmp_pa
     assert not list(tmp_path.glob("training-*"))
 
 
+def test_a_training_that_failed_leaves_no_checkpoint(tiny_target, tmp_path):
+    lm = LM(tiny_target.name, device="cpu", memo=tmp_path)
+    options = config(save_steps=1, lr=1e12, micro_batch=4, schedule="constant", warmup=0.0, epochs=9)
+    with pytest.raises(
+        TrainingError, match=r"step \d+: the loss of examples zorps\d, zorps\d, zorps\d and 1 more is not finite"
+    ):
+        tune_all(lm, encoded(tiny_target), options, gen())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_half_written_checkpoint_is_not_used(tmp_path):
     for step, whole in ((5, True), (10, False)):
         folder = tmp_path / f"checkpoint-{step}"

@@ -137,6 +137,7 @@ def test_what_cannot_be_verified_is_said(pkt, recipe, tmp_path):
         done = pkt("locate", recipe(), "--set", options, "--out", tmp_path / options, "--verify")
         assert done.code == 2
         assert "neurons are drawn at random here" in done.err
+        assert not (tmp_path / options / "neurons").exists()
     with pytest.raises(ConfigError, match="'laten' locates nothing, so there is nothing to verify; leave --verify out"):
         check_verifiable(SimpleNamespace(method=replace(laten, locate=None)))
     with pytest.raises(ConfigError, match="'laten' locates, but not neurons"):

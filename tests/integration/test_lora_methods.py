@@ -248,12 +248,18 @@ def test_arms_of_seeking_differ_and_no_source_is_lora(tiny_source, tiny_target):
 def test_bad_pairs_and_options_are_refused_with_names(tiny_source, tiny_target, make_lm):
     with pytest.raises(ConfigError, match=r"rank is 17, but model.layers.0.self_attn.k_proj.weight of .* is 16 x 32; use a rank of at most 16"):  # fmt: skip
         run("lora", tiny_source, tiny_target, rank=17)
+    with pytest.raises(ConfigError, match=r"rank is 97, .* use a rank of at most 16"):
+        run("lora", tiny_source, tiny_target, rank=97)
     with pytest.raises(ConfigError, match="name every part once"):
         run("pissa", tiny_source, tiny_target, parts=["up", "up"])
     with pytest.raises(UnsupportedModelError, match="every target layer needs a source layer"):
         run("seeking", tiny_target, tiny_source)
     wide = make_lm("llama", "source", num_hidden_layers=2)
     with pytest.raises(UnsupportedModelError, match=r"its q matrix is 32 x 32, smaller than the target's of 48 x 48"):
+        run("seeking", tiny_target, wide)
+    with pytest.raises(
+        UnsupportedModelError, match=r"leave q, .*up, .*down out of method.parts and set method.embeddings=false"
+    ):
         run("seeking", tiny_target, wide)
     with pytest.raises(UnsupportedModelError, match=r"whole heads cannot be taken.* size 8 and 3 queries per key.* size 8 and 2"):  # fmt: skip
         run("seeking", tiny_source, tiny_target, blocks="coupled")

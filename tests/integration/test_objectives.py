@@ -377,6 +377,10 @@ def test_prompts_without_labels_are_read_by_activations_alone(tiny_source, tiny_
     assert two.provenance["labels"] == one.provenance["labels"] == 3
     with pytest.raises(DataError, match="method.unlabelled is 7, but there are 6 unlabelled prompts"):
         transfer(tiny_source, tiny_target, "activations", task, unlabelled=7)
+    with pytest.raises(
+        ConfigError, match="method.loss_on_prompt is true, but method.alignment is moments, whose loss reads no labels"
+    ):
+        laten.requires(tiny_source, tiny_target, LatenConfig(alignment="moments", loss_on_prompt=True))
     with pytest.raises(ConfigError, match="method.alignment is language: only `activations` reads prompts without labels"):  # fmt: skip
         transfer(tiny_source, tiny_target, "language", task, unlabelled=2)
 

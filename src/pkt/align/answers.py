@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pkt.errors import DataError
+from pkt.errors import ConfigError, DataError
 from pkt.models.generation import Decoding
 from pkt.models.lm import LM
 from pkt.tasks.base import Example, Task
@@ -22,6 +22,14 @@ class Answered:
     examples: list[Example]
     empty: int
     """Answers without text, whose examples were dropped."""
+
+
+def check_length(lm: LM, max_new_tokens: int | None) -> None:
+    """Raise ConfigError for answers that would not fit into a model's context, whatever the prompt."""
+    if max_new_tokens is not None and max_new_tokens >= lm.dims.context:
+        raise ConfigError(
+            f"method.max_new_tokens is {max_new_tokens}, but the context of {lm.name} holds {lm.dims.context} tokens, prompt and answer; lower it"
+        )
 
 
 def answered(

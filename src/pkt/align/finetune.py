@@ -25,10 +25,11 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from pkt.config import Section
-from pkt.errors import ConfigError, DataError
+from pkt.errors import ConfigError, DataError, TrainingError
 from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.processes import num_processes
+from pkt.quiet import errors_only
 from pkt.randomness import own_randomness
 from pkt.tasks.losses import IGNORED, Labelled
 
@@ -116,15 +117,24 @@ def finetune(
             )
         )
         trainer.fillers = len(fillers)
-        quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
-    if lm.memo and cfg.save_steps and trainer.is_world_process_zero():
-        shutil.rmtree(out, ignore_errors=True)
+        try:
+            quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
+        except TrainingError:
+            _remove(out, trainer)  # it would fail again from there
+            raise
+    _remove(out, trainer)
     log.info("fine-tuned in %d steps, %.1f s", trainer.state.global_step, time.perf_counter() - begun)
     return [
         {"step": record["step"], "loss": record["loss"], "lr": record["learning_rate"]}
         for record in trainer.state.log_history
         if "loss" in record
     ]
+
+
+def _remove(checkpoints: Path, trainer: Any) -> None:
+    """Nothing is left to continue from."""
+    if trainer.is_world_process_zero():
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def check_training(target: LM, cfg: FinetuneConfig) -> None:
@@ -223,8 +233,8 @@ def last_checkpoint(folder: Path) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what peft says at every checkpoint."""
-    with warnings.catch_warnings():
+    """Without what peft and transformers say at checkpoints."""
+    with warnings.catch_warnings(), errors_only("transformers.trainer_utils"):
         warnings.filterwarnings("ignore", "Setting `save_embedding_layers`")
         yield
 

@@ -82,12 +82,13 @@ def check_adapters(target: LM, cfg: LoraConfig) -> None:
     check_training(target, cfg)
     if len(set(cfg.parts)) < len(cfg.parts):
         raise ConfigError(f"method.parts is {cfg.parts}; name every part once")
-    for layer, part in adapted(target, cfg):
-        name, shape = target.family.tensor(layer, part), target.shape(layer, part)
-        if cfg.rank > min(shape):
-            raise ConfigError(
-                f"method.rank is {cfg.rank}, but {name} of {target.name} is {shape[0]} x {shape[1]}; use a rank of at most {min(shape)}"
-            )
+    smallest = min(adapted(target, cfg), key=lambda key: min(target.shape(*key)))
+    shape = target.shape(*smallest)
+    if cfg.rank > min(shape):
+        raise ConfigError(
+            f"method.rank is {cfg.rank}, but {target.family.tensor(*smallest)} of {target.name} is {shape[0]} x {shape[1]}; use a rank of at "
+            f"most {min(shape)}"
+        )
 
 
 def tune_lora(

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 REPORTS = 10
 """Lines about progress in one training."""
+SHOWN = 3
+"""Examples that an error names."""
 
 
 class Checked:
@@ -29,8 +31,9 @@ class Checked:
         names = inputs.pop("example_ids")
         found = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
         if not torch.isfinite(found[0] if isinstance(found, tuple) else found):
+            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss of examples {', '.join(names)} is not finite; lower the learning rate"
+                f"step {self.state.global_step + 1}: the loss of examples {shown} is not finite; lower the learning rate"
             )
         return found
 

@@ -66,13 +66,19 @@ def check_sizes(source: LM, target: LM, keys: Sequence[Key], *, coupled: bool) -
             f"method.embeddings=false"
         )
     theirs = shapes(source, [(None if layer is None else 0, part) for layer, part in keys])
+    small = {}
     for (layer, part), (rows, columns) in shapes(target, keys).items():
         have = theirs[None if layer is None else 0, part]
         if have[0] < rows or have[1] < columns:
-            raise UnsupportedModelError(
-                f"{source.name}: its {part} matrix is {have[0]} x {have[1]}, smaller than the target's of {rows} x {columns}: no block of "
-                f"that shape is in it; choose a larger source, or leave {part} out of method.parts"
-            )
+            small[part] = f"its {part} matrix is {have[0]} x {have[1]}, smaller than the target's of {rows} x {columns}"
+    if small:
+        outside = ["set method.embeddings=false"] * bool({"embed", "unembed"} & small.keys())
+        parts = ", ".join(part for part in small if part not in ("embed", "unembed"))
+        inside = [f"leave {parts} out of method.parts"] * bool(parts)
+        raise UnsupportedModelError(
+            f"{source.name}: {'; '.join(small.values())}: no block of that shape is in it; choose a larger source, or "
+            f"{' and '.join([*inside, *outside])}"
+        )
     s, t = source.dims, target.dims
     if coupled and ((s.head_dim, s.heads // s.kv_heads) != (t.head_dim, t.heads // t.kv_heads)):
         raise UnsupportedModelError(

@@ -26,6 +26,11 @@ from pkt.models.families import KINDS, Dims
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
 
+DRAWN = (
+    "neurons are drawn at random here (method.locator or method.neurons), which locates nothing; verify a located choice: random neurons "
+    "stand beside it"
+)
+
 
 class LocationConfig(LocatorOptions, LayerMapOptions):
     """Options of location; the base of the options of every method that locates."""
@@ -142,10 +147,7 @@ def located_neurons(
         ConfigError: neurons are chosen at random.
     """
     if cfg.is_random:
-        raise ConfigError(
-            "method.locator: neurons are drawn at random here, which locates nothing; verify another locator (random neurons stand "
-            "beside it)"
-        )
+        raise ConfigError(DRAWN)
     scores = attributions(source, target, task, cfg, style)
     if all(found.refined for found in scores):
         return refined_sets(scores[0]), refined_sets(scores[1])

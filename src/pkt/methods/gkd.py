@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.answers import answered
+from pkt.align.answers import answered, check_length
 from pkt.align.finetune import FinetuneConfig, check_training, finetune
 from pkt.align.full import trained, tune_on_labels
-from pkt.errors import ConfigError
+from pkt.errors import ConfigError, DataError
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.lm import LM
@@ -66,6 +66,8 @@ def requires(source: LM, target: LM, cfg: GkdConfig) -> None:
         raise ConfigError("method.loss_on_prompt is true, but gkd scores completions alone; set it to false")
     check_same_tokens(source, target, "gkd")
     check_training(target, cfg)
+    for lm in (source, target):
+        check_length(lm, cfg.max_new_tokens)
 
 
 def asked(source: LM, target: LM, task: Task, cfg: GkdConfig, style: str) -> tuple[list[Example], dict[str, int]]:
@@ -115,6 +117,12 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
     ]
     shared = min(num_tokens(source), num_tokens(target))
     longest = cfg.max_new_tokens or task.format.max_new_tokens
+    width, context = max(map(len, given), default=0), min(source.dims.context, target.dims.context)
+    if cfg.lmbda and width + longest > context:
+        raise DataError(
+            f"a prompt has {width} tokens and its sample up to {longest} more, but the context of one model holds {context}; lower "
+            f"method.max_new_tokens or remove the prompt"
+        )
     with source.teacher([e.prompt for e in examples]) as teacher:
 
         def train(model: Any) -> list[dict[str, float]]:

@@ -130,6 +130,10 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
         raise ConfigError(
             f"method.unlabelled is {cfg.unlabelled}, but method.alignment is {cfg.alignment}: only `activations` reads prompts without labels"
         )
+    if cfg.loss_on_prompt and cfg.alignment != "language":
+        raise ConfigError(
+            f"method.loss_on_prompt is true, but method.alignment is {cfg.alignment}, whose loss reads no labels; set it to false"
+        )
     if cfg.schedule_steps is not None and cfg.steps > cfg.schedule_steps:
         raise ConfigError(
             f"method.steps is {cfg.steps}, but method.schedule_steps ends the schedule at {cfg.schedule_steps}; "

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 from torch import Generator
 
-from pkt.align.answers import Answered, answered
+from pkt.align.answers import Answered, answered, check_length
 from pkt.align.finetune import FinetuneConfig, check_training
 from pkt.align.full import tune_all, tune_on_labels
 from pkt.inject.delta import Delta
@@ -38,6 +38,7 @@ class SeqkdConfig(FinetuneConfig):
 def requires(source: LM, target: LM, cfg: SeqkdConfig) -> None:
     """Any pair: text alone passes, so tokenizers and families may differ."""
     check_training(target, cfg)
+    check_length(source, cfg.max_new_tokens)
 
 
 def asked(source: LM, target: LM, task: Task, cfg: SeqkdConfig, style: str) -> Answered:
