@@ -271,7 +271,9 @@ def test_confusions_of_models_are_refused(refused, finished, tiny_target, make_l
     refused((tiny_target.name, "--base", "nano/target", *on), "--base is of an adapter or a delta")
     other = make_lm("llama", "target", rms_norm_eps=1e-5)
     refused((adapter, "--base", other.name, *on), "was made for another base", "use its own base")
-    refused((finished / "delta.safetensors", "--base", make_lm("llama", "source").name, *on), "which does not fit")
+    wrong = (finished / "delta.safetensors", "--base", make_lm("llama", "source").name, *on)
+    refused(wrong, "this delta was made for", "use its own base, or say --any-base")
+    refused((*wrong, "--any-base"), "which does not fit")
 
 
 def test_odd_changes_are_refused(refused, tiny_target, change, tmp_path):

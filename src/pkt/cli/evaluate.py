@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     base: Annotated[str | None, typer.Option(help="base of an adapter or a delta; left out, the one it names")] = None,
     any_base: Annotated[
-        bool, typer.Option("--any-base", help="score an adapter on --base though it was made for another base")
+        bool, typer.Option("--any-base", help="score an adapter or a delta on --base though it names another one")
     ] = False,
     style: Annotated[
         str | None,

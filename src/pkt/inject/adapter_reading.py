@@ -96,19 +96,19 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
         raise DataError(f"{folder}: damaged ({e}); copy the adapter again") from e
 
 
+def is_another(named: str, base: str) -> bool:
+    """Whether a base is called otherwise: by the last part of its name, or by its whole path where that part says nothing."""
+    if Path(named).name == CHECKPOINT:
+        return Path(named).resolve() != Path(base).resolve()
+    return Path(named).name != Path(base).name
+
+
 def _check_base(folder: Path, config: Mapping[str, Any], made_for: str | None, target: LM) -> None:
-    """Weights are compared where the adapter names them by their hash, else the last part of the base's name, or all of it if that says nothing."""
+    """Weights are compared where the adapter names them by their hash, else names."""
     named = config.get("base_model_name_or_path")
-    if made_for:
-        differs = made_for != target.digest
-    elif not named:
+    if not made_for and not named:
         log.warning("%s does not say which base it was made for, so nothing tells that it is %s", folder, target.name)
-        return
-    elif Path(named).name == CHECKPOINT:
-        differs = Path(named).resolve() != Path(target.name).resolve()
-    else:
-        differs = Path(named).name != Path(target.name).name
-    if differs:
+    elif made_for != target.digest if made_for else is_another(str(named), target.name):
         raise DataError(
             f"{folder}: this adapter was made for another base ({named}, weights {(made_for or 'not named')[:12]}), not for {target.name} "
             f"(weights {target.digest[:12]}); use its own base, or say --any-base (any_base=True) if they are the same"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.inject.adapter import CONFIG, WEIGHTS
-from pkt.inject.adapter_reading import read_adapter
+from pkt.inject.adapter_reading import is_another, read_adapter
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest
@@ -73,7 +73,7 @@ def given(
     Args:
         name: of a checkpoint (`nano/...`, a folder, the hub), a PEFT adapter's folder, or a delta's file.
         base: of an adapter or a delta; None means the one that it names.
-        any_base: take an adapter that names another base.
+        any_base: take an adapter or a delta that names another base.
 
     Raises:
         ConfigError: a run folder, a file of another kind, no base, or a base for a checkpoint.
@@ -88,7 +88,7 @@ def given(
             f"to score it as its recipe says"
         )
     if path.is_file():
-        return _delta(name, path, base, device, dtype)
+        return _delta(name, path, base, any_base, device, dtype)
     if path.is_dir() and (path / CONFIG).is_file():
         return _adapter(name, path, base, any_base, device, dtype)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -123,7 +123,7 @@ def _adapter(name: str, folder: Path, base: str | None, any_base: bool, device: 
     return Given(name, "adapter", lm, delta, hashlib.sha256(digests.encode()).hexdigest())
 
 
-def _delta(name: str, path: Path, base: str | None, device: str, dtype: str) -> Given:
+def _delta(name: str, path: Path, base: str | None, any_base: bool, device: str, dtype: str) -> Given:
     if path.name == WEIGHTS or path.name == CONFIG:
         raise ConfigError(f"{name} is a file of an adapter; name its folder, {path.parent}")
     if path.suffix != ".safetensors":
@@ -131,6 +131,10 @@ def _delta(name: str, path: Path, base: str | None, device: str, dtype: str) -> 
     delta = Delta.load(path)
     target = delta.provenance.get("recipe", {}).get("target", {})
     lm = _base(name, base, target.get("name"), target.get("revision"), device, dtype)
+    if target and not any_base and is_another(target["name"], lm.name):
+        raise DataError(
+            f"{name}: this delta was made for {target['name']}, not for {lm.name}; use its own base, or say --any-base if they are the same"
+        )
     dict(delta.tensors(lm))  # checks the shapes
     return Given(name, "delta", lm, delta, file_digest(path))
 
