@@ -71,7 +71,7 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     """What the method is told in words: its options that are neither numbers nor nothing."""
     series: str = ""
-    """Recipe, with the options that tell its runs apart: what one line of a frontier shows."""
+    """The options that tell a recipe's runs apart, and the recipe: what one line of a frontier shows."""
     asked: bool = False
     """Whether a certificate with control arms stands behind the verdict."""
     gain: dict[str, Any] | None = None
@@ -312,9 +312,9 @@ def distinct(entries: Sequence[Entry]) -> list[Entry]:
         common = os.path.commonpath([Path(e.folder).absolute() for e in namesakes])
         apart = os.path.relpath(Path(one.folder).absolute(), common)
         alike = [e for e in namesakes if e.method == one.method]
-        words = [f"method={one.method}"] * (len(alike) < len(namesakes))
+        words = [one.method] * (len(alike) < len(namesakes))
         words += [f"{k}={v}" for k, v in one.options.items() if any(e.options.get(k) != v for e in alike)]
-        series = f"{one.recipe} ({', '.join(words)})" if words else one.recipe
+        series = f"{', '.join(words)} ({one.recipe})" if words else one.recipe
         clear.append(replace(one, run=f"{one.recipe} ({apart})", series=series))
     return clear
 

@@ -139,8 +139,8 @@ def test_a_line_of_the_frontier_is_one_method_told_the_same_in_words(finished, t
         return [e.series for e in compare([finished, other])]
 
     assert series(steps=7, lr=0.5) == ["tiny", "tiny"]
-    assert series(neurons="random") == ["tiny (neurons=scored)", "tiny (neurons=random)"]
-    assert series(name="lora") == ["tiny (method=laten)", "tiny (method=lora)"]
+    assert series(neurons="random") == ["neurons=scored (tiny)", "neurons=random (tiny)"]
+    assert series(name="lora") == ["laten (tiny)", "lora (tiny)"]
 
 
 def test_runs_on_other_items_do_not_compare(pkt, finished, tmp_path):
