@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkt import console
-from pkt.comparison import Entry, as_json, distinct, entry
+from pkt.comparison import as_json, distinct
+from pkt.comparison_entry import Entry, entry
 from pkt.config import Recipe
 from pkt.errors import PktError, one_line
 from pkt.evidence import certify

@@ -49,7 +49,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     given = [parse_override(text) for text in overrides]
     own = data.get("method")
     method = next((value for key, value, _ in reversed(given) if key == METHOD), None)
-    if isinstance(method, str) and isinstance(own, dict) and own.get("name") != method:
+    if all(isinstance(x, str) for x in (method, data["name"])) and isinstance(own, dict) and own.get("name") != method:
         data["name"] = f"{data['name']}_{method}"
     override(data, given)
     return validate(Recipe, data, " ".join([str(path), *(f"--set {text}" for text in overrides)]))

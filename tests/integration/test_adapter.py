@@ -81,6 +81,22 @@ def test_one_saved_by_peft_is_read(tiny_target, tmp_path):
         torch.testing.assert_close(logits(model), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_embeddings_that_peft_stored_beside_it_are_those_of_the_base(adapter, tiny_target):
+    delta, folder = adapter
+    file = folder / "adapter_model.safetensors"
+    weight = tiny_target.tensor("lm_head.weight")
+    save_file(load_file(file) | {"base_model.model.lm_head.weight": weight}, file)
+    assert read_adapter(folder, tiny_target).changes.keys() == delta.changes.keys()
+
+
+@pytest.mark.parametrize("config", ["[]", "5", "null", '"x"'])
+def test_a_config_of_another_form_is_refused(adapter, tiny_target, config):
+    _, folder = adapter
+    (folder / "adapter_config.json").write_text(config)
+    with pytest.raises(DataError, match=r"damaged \(no JSON object of names\); copy the adapter again"):
+        read_adapter(folder, tiny_target)
+
+
 def test_one_for_another_base_is_refused(adapter, make_lm):
     _, folder = adapter
     other = make_lm("llama", "target", rms_norm_eps=1e-5)
@@ -122,6 +138,7 @@ def test_a_base_called_model_is_told_by_its_whole_path(adapter, tiny_target, cap
         ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.full((8, 32), torch.nan)}, "up_proj.lora_A.weight holds no finite numbers"),
         ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(8, 32).int()}, "holds no finite numbers .dtype torch.int32"),
         ({"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(7, 32)}, r"is \[7, 32\], but by its config it is \[8, 32\]"),
+        ({"base_model.model.lm_head.weight": torch.ones(8, 32)}, r"lm_head.weight is another unembed than that of .* merge it with peft"),
         ({"base_model.model.strange.base_layer.weight": torch.ones(8)}, "is no LoRA factor"),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from run_folders import temporaries
 
 from pkt.analyzing import analyze, from_names, split_overrides
 from pkt.certification import SELECTION, Certification, automatic_workers
-from pkt.comparison import entry
+from pkt.comparison_entry import entry
 from pkt.errors import ConfigError, TrainingError
 from pkt.execute import execute
 from pkt.extract.attribution import attribute

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from certified_folders import CONTENT, ONE_PROCESS, read
 
-from pkt.comparison import entry
+from pkt.comparison_entry import entry
 from pkt.config import Recipe
 from pkt.evidence import certify
 from pkt.models.lm import LM

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from certified_folders import ONE_PROCESS, edit, lines, read, small_recipe
 
-from pkt.comparison import compare, entry
+from pkt.comparison import compare
+from pkt.comparison_entry import entry
 from pkt.errors import DataError
 from pkt.run import Run
 
@@ -149,6 +150,8 @@ def test_runs_on_other_items_do_not_compare(pkt, finished, tmp_path):
     path = other / "scores.jsonl"
     path.write_text(path.read_text().replace("test.jsonl:1", "test.jsonl:17"))
     assert "These runs were not scored on the same items, and do not compare." in pkt("compare", finished, other).out
+    path.write_text("{}")
+    assert pkt("compare", finished, other).code == 0
 
 
 def test_an_unfinished_run_is_shown_as_such(pkt, finished):

@@ -337,7 +337,7 @@ def test_answers_longer_than_the_context_are_refused_before_the_start(tiny_sourc
 
 def test_samples_that_do_not_fit_after_a_prompt_are_refused(tiny_source, tiny_target):
     with pytest.raises(
-        DataError, match=r"a prompt has \d+ tokens and its sample up to \d+ more, but the context of one model holds"
+        DataError, match=r"a prompt has \d+ tokens and its answer up to \d+ more, but the context holds"
     ):
         run("gkd", tiny_source, tiny_target, lmbda=1.0, max_new_tokens=tiny_target.dims.context - 1)
 

@@ -17,6 +17,44 @@ METHOD = {
 }  # fmt: skip
 
 
+RESUMED = """
+import sys
+from pathlib import Path
+
+import torch
+
+import pkt.align.trainer
+from pkt.align.finetune import FinetuneConfig
+from pkt.align.full import tune_all
+from pkt.models.lm import LM
+from pkt.processes import is_first, told_by_first
+from pkt.tasks.losses import IGNORED, Labelled
+
+torch.set_num_threads(1)
+told_by_first(is_first(), cpu=True)
+lm = LM(sys.argv[1], device="cpu", memo=Path(sys.argv[2]))
+examples = [Labelled(str(i), [5 + i] * 4 + [6, 7, 8 + i], [IGNORED] * 4 + [6, 7, 8 + i]) for i in range(9)]
+config = FinetuneConfig(epochs=2, batch_size=4, micro_batch=2, lr=1e-3, save_steps=1, schedule="constant")
+
+
+class Power(pkt.align.trainer.Reports):
+    at = 0
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+pkt.align.trainer.Reports = Power
+for Power.at in (0, 5, 0):  # whole, and then stopped in the second epoch and continued
+    try:
+        delta = tune_all(lm, examples, config, torch.Generator().manual_seed(0))
+    except KeyboardInterrupt:
+        continue
+    if is_first():
+        print("losses", *(h["loss"] for h in delta.provenance["history"]), flush=True)
+"""
+
 WITNESS = """
 import atexit
 
@@ -61,6 +99,16 @@ def test_two_processes_train_what_one_does(recipe, uneven, pkt, tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     assert "Traceback" not in done.stderr + again.stderr
     assert "align: already done" in again.stderr
+
+
+def test_two_processes_continue_where_they_stopped(tiny_target, tmp_path):
+    """In the middle of an epoch whose last step has fewer examples than the processes hold at a time."""
+    (tmp_path / "resumed.py").write_text(RESUMED)
+    done = launched(tmp_path / "resumed.py", tiny_target.name, tmp_path / "memo")
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, continued = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("losses"))
+    assert len(whole) == 6
+    assert continued == whole
 
 
 @pytest.mark.slow

@@ -128,8 +128,12 @@ def test_a_tier_can_be_chosen_and_one_that_nobody_has_is_refused():
 
 def test_runs_that_were_scored_on_other_items_are_said_to_be():
     other = row("b", target_scores={"new": level(0.1)})
-    assert "scored on different items" in pictures(comparison(row("a"), other))[0].figure.shown
-    assert "different items" not in pictures(comparison(row("a"), row("b")))[0].figure.shown
+    assert (
+        "not scored on the same items, or not in one precision" in pictures(comparison(row("a"), other))[0].figure.shown
+    )
+    other = row("b", items="others")
+    assert "not scored on the same items, and do not compare" in pictures(comparison(row("a"), other))[0].figure.shown
+    assert "not scored" not in pictures(comparison(row("a"), row("b")))[0].figure.shown
 
 
 def test_a_group_without_costs_has_no_pictures():

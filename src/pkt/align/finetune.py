@@ -120,21 +120,16 @@ def finetune(
         try:
             quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
         except TrainingError:
-            _remove(out, trainer)  # it would fail again from there
+            shutil.rmtree(out, ignore_errors=True)  # it would fail again from there, whichever process found it
             raise
-    _remove(out, trainer)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(out, ignore_errors=True)
     log.info("fine-tuned in %d steps, %.1f s", trainer.state.global_step, time.perf_counter() - begun)
     return [
         {"step": record["step"], "loss": record["loss"], "lr": record["learning_rate"]}
         for record in trainer.state.log_history
         if "loss" in record
     ]
-
-
-def _remove(checkpoints: Path, trainer: Any) -> None:
-    """Nothing is left to continue from."""
-    if trainer.is_world_process_zero():
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def check_training(target: LM, cfg: FinetuneConfig) -> None:

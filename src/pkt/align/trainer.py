@@ -77,6 +77,13 @@ class Shared:
             return super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
         return FillersLast(len(self.train_dataset) - self.fillers, self.fillers, self.args.data_seed)
 
+    def get_train_dataloader(self) -> Any:
+        """As the Trainer's. accelerate tells the number of an epoch that is resumed to a sampler that it finds there, as to its own."""
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        if self.fillers:
+            loader.set_sampler(loader.batch_sampler.batch_sampler.sampler)
+        return loader
+
 
 class CheckedTrainer(Checked, Shared, Trainer):
     """The ordinary Trainer with both."""

@@ -60,10 +60,16 @@ def read_adapter(folder: Path, target: LM, *, any_base: bool = False) -> Delta:
         f"{PREFIX}{name.removesuffix('.weight')}": key for name, key in target.family.keys(target.dims.layers).items()
     }
     check_ties([keys[path] for path in map(_path, tensors) if path in keys], target)
-    stored = {name.removesuffix(BASE): t for name, t in tensors.items() if name.endswith(BASE)}
-    for path, tensor in stored.items():  # peft stores embeddings too, where it adapts them
-        if path in keys and torch.equal(tensor.float(), target.tensor(f"{path.removeprefix(PREFIX)}.weight")):
-            del tensors[path + BASE]
+    for path in set(map(_path, tensors)) & keys.keys():
+        for name in {
+            path + BASE,
+            path + ".weight",
+        } & tensors.keys():  # peft stores embeddings too, on request and where it adapts them
+            if not torch.equal(tensors.pop(name).float(), target.tensor(f"{path.removeprefix(PREFIX)}.weight")):
+                raise UnsupportedModelError(
+                    f"{folder}: {name} is another {keys[path][1]} than that of {target.name}; use the model that the adapter was made for, or merge "
+                    f"it with peft"
+                )
     shapes, scaling = _meant(folder, target)
     _check_factors(folder, tensors, shapes, target)
     changes: dict[Key, Change] = {}
@@ -91,7 +97,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, "pt") as f:
             header = json.loads((f.metadata() or {}).get(HEADER, "{}"))
-            return config, {name: f.get_tensor(name) for name in f.keys()}, header.get("base")
+            made_for = header.get("base")
+            if not isinstance(config, dict) or not isinstance(made_for, str | None):
+                raise ValueError("no JSON object of names")
+            return config, {name: f.get_tensor(name) for name in f.keys()}, made_for
     except (SafetensorError, ValueError, AttributeError) as e:
         raise DataError(f"{folder}: damaged ({e}); copy the adapter again") from e
 
@@ -146,7 +155,7 @@ def _meant(folder: Path, target: LM) -> tuple[dict[str, list[int]], dict[str, fl
         scaling = {
             name: float(m.scaling["default"]) for name, m in model.named_modules() if hasattr(m, "lora_embedding_A")
         }
-    except (ValueError, TypeError, KeyError, AttributeError, re.error) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, re.error) as e:
         raise DataError(f"{folder / CONFIG}: peft can make nothing of it for {target.name}: {first_line(e)}") from e
     for path, times in scaling.items():
         if not math.isfinite(times):
@@ -180,4 +189,4 @@ def _check_factors(folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[
 
 def _path(name: str) -> str:
     """The matrix that a key of the file is of."""
-    return name.removesuffix(BASE).partition(".lora_")[0]
+    return name.partition(".lora_")[0].removesuffix(BASE).removesuffix(".weight")

@@ -97,7 +97,8 @@ def given(
             f"delta.safetensors"
         )
     if base is not None or any_base:
-        raise ConfigError(f"--base is of an adapter or a delta, but {name} is a checkpoint; leave it out")
+        option = "--any-base" if base is None else "--base"
+        raise ConfigError(f"{option} is of an adapter or a delta, but {name} is a checkpoint; leave it out")
     lm = LM(name, device=device, dtype=dtype, any_family=True)
     context = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(context, int):

@@ -23,9 +23,10 @@ from torch import Generator
 from pkt.align.answers import answered, check_length
 from pkt.align.finetune import FinetuneConfig, check_training, finetune
 from pkt.align.full import trained, tune_on_labels
-from pkt.errors import ConfigError, DataError
+from pkt.errors import ConfigError
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
+from pkt.models.generation import check_room
 from pkt.models.lm import LM
 from pkt.models.tokens import check_same_tokens, num_tokens
 from pkt.tasks.base import Example, Task, fingerprint
@@ -117,12 +118,8 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
     ]
     shared = min(num_tokens(source), num_tokens(target))
     longest = cfg.max_new_tokens or task.format.max_new_tokens
-    width, context = max(map(len, given), default=0), min(source.dims.context, target.dims.context)
-    if cfg.lmbda and width + longest > context:
-        raise DataError(
-            f"a prompt has {width} tokens and its sample up to {longest} more, but the context of one model holds {context}; lower "
-            f"method.max_new_tokens or remove the prompt"
-        )
+    for lm in (source, target) if cfg.lmbda else ():
+        check_room(lm, given, longest)
     with source.teacher([e.prompt for e in examples]) as teacher:
 
         def train(model: Any) -> list[dict[str, float]]:

@@ -66,18 +66,23 @@ def answers(
         found_made(path)
         return kept
     prompts = [lm.tokenizer(text, add_special_tokens=how.special_tokens, verbose=False)["input_ids"] for text in texts]
-    longest = max(map(len, prompts), default=0)
-    if longest + how.max_new_tokens > lm.dims.context:
-        raise DataError(
-            f"{lm.name}: a prompt has {longest} tokens and its answer up to {how.max_new_tokens} more, but the context holds "
-            f"{lm.dims.context}; lower method.max_new_tokens or remove the prompt"
-        )
+    check_room(lm, prompts, how.max_new_tokens)
     with making(path) if path else nullcontext():
         with (loaded or lm.loaded)() as model, greedy(model, lm.tokenizer):
             found = _write(model, lm, prompts, how)
         if path:
             _keep(path, key, texts, found)
     return found
+
+
+def check_room(lm: LM, prompts: Sequence[Sequence[int]], new: int) -> None:
+    """Raise DataError where a prompt leaves no room for so many new tokens in a model's context."""
+    longest = max(map(len, prompts), default=0)
+    if longest + new > lm.dims.context:
+        raise DataError(
+            f"{lm.name}: a prompt has {longest} tokens and its answer up to {new} more, but the context holds {lm.dims.context}; lower "
+            f"method.max_new_tokens or remove the prompt"
+        )
 
 
 @contextmanager

@@ -140,13 +140,18 @@ def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:
     measuring = Console(width=10_000)
     shown: list[str | Table] = []
     for rows in groups(comparison):
-        whole = _table(rows, [*_first(rows), *_counts(rows), *_tiers(rows), *_levels(rows), *_last(rows)])
+        whole = _table(rows, [*_first(rows), *_tiers(rows), *_levels(rows), *_last(rows)])
         fits = Measurement.get(measuring, measuring.options, whole).maximum <= width
         narrow = [_table(rows, [*_first(rows), *_decides(rows), *_levels(rows), *_last(rows)])]
         if tiers(rows):
-            narrow.append(_table(rows, [_first(rows)[0], *_counts(rows), *_tiers(rows)]))
+            narrow.append(_table(rows, [_first(rows)[0], *_tiers(rows)]))
         parts = [whole] if fits else narrow
-        shown += [setting(rows), *filter(None, [mixed(rows)]), *parts, _table(rows, [*_first(rows), *_costs(rows)])]
+        shown += [
+            setting(rows),
+            *filter(None, [mixed(rows)]),
+            *parts,
+            _table(rows, [*_first(rows), *_counts(rows), *_costs(rows)]),
+        ]
     return shown
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pkt.errors import DataError
-from pkt.report.comparison import Row, groups, large, setting
+from pkt.report.comparison import Row, groups, large, mixed, setting
 from pkt.report.figures import Figure
 from pkt.report.frontier_plot import draw
 from pkt.report.numbers import plus_minus
@@ -82,7 +82,7 @@ def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
         name,
         title,
         svg,
-        shown=_shown(tier, cost, missing, mixed=len(known["target"]) > 1),
+        shown=_shown(tier, cost, missing, mixed(rows)),
         read=_read(points, best, lines["target"], cost),
         chance=(f"The best constant guess scores {chance:.3f}. " if chance is not None else "") + CHANCE,
         origin="comparison.json",
@@ -116,15 +116,14 @@ def undominated(points: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda p: (p.cost, p.run))
 
 
-def _shown(tier: str, cost: str, missing: int, *, mixed: bool) -> str:
+def _shown(tier: str, cost: str, missing: int, warning: str) -> str:
     said = [
-        f"Each point is one run, each line one recipe through its runs with the same words in its method's options; up is better, left is cheaper, bars are one standard error. {MARKS.capitalize()}.",
+        "Each point is one run, each line one recipe through its runs with the same words in its method's options; up is better, left is "
+        f"cheaper, bars are one standard error. {MARKS.capitalize()}.",
         "The dashed line is the target as it was, the dotted one the source.",
     ]
-    if mixed:
-        said.append(
-            "The runs were scored on different items, so their scores do not compare; the lines are those of the first."
-        )
+    if warning:
+        said.append(f"{warning} The lines of target and source are those of the first.")
     if missing:
         said.append(
             f"Not shown, for want of a score on tier {tier} or a count of {COSTS[cost]}: {missing} run{'s' * (missing != 1)}."

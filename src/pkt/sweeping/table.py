@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pkt.certify.statistics import Spread, holm, spread
-from pkt.comparison import REAL, entry, stage_costs
+from pkt.comparison_entry import REAL, entry, stage_costs
 from pkt.jobs import read_record
 from pkt.report.data import read
 from pkt.report.sweep_words import sentences
