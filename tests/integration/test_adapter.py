@@ -81,6 +81,17 @@ def test_one_saved_by_peft_is_read(tiny_target, tmp_path):
         torch.testing.assert_close(logits(model), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_embeddings_stored_beside_adapters_of_a_tied_target(make_lm, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    tied = make_lm("llama", "target", tie_word_embeddings=True)
+    with tied.private("float32") as base:
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / "peft", save_embedding_layers=True)
+    assert any("embed_tokens" in name for name in load_file(tmp_path / "peft" / "adapter_model.safetensors"))
+    assert {part for _, part in read_adapter(tmp_path / "peft", tied).changes} == {"q"}
+
+
 def test_embeddings_that_peft_stored_beside_it_are_those_of_the_base(adapter, tiny_target):
     delta, folder = adapter
     file = folder / "adapter_model.safetensors"

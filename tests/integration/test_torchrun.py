@@ -112,8 +112,19 @@ def test_two_processes_continue_where_they_stopped(tiny_target, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_distil_what_one_does(recipe, uneven, pkt, tmp_path):
-    method = {"name": "gkd", "lmbda": 0.0, "epochs": 2, "batch_size": 4, "micro_batch": 2, "lr": 1e-3}
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_two_processes_distil_what_one_does(recipe, uneven, pkt, tmp_path, lmbda):
+    """Also on samples, at a temperature at which they do not depend on chance."""
+    method = {
+        "name": "gkd",
+        "lmbda": lmbda,
+        "temperature": 1e-3,
+        "max_new_tokens": 6,
+        "epochs": 2,
+        "batch_size": 4,
+        "micro_batch": 2,
+        "lr": 1e-3,
+    }
     file = recipe(method=method, task=uneven, evaluate={"arms": []})
     done = torchrun("run", file, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -59,17 +59,16 @@ def read_adapter(folder: Path, target: LM, *, any_base: bool = False) -> Delta:
     keys = {
         f"{PREFIX}{name.removesuffix('.weight')}": key for name, key in target.family.keys(target.dims.layers).items()
     }
-    check_ties([keys[path] for path in map(_path, tensors) if path in keys], target)
-    for path in set(map(_path, tensors)) & keys.keys():
-        for name in {
-            path + BASE,
-            path + ".weight",
-        } & tensors.keys():  # peft stores embeddings too, on request and where it adapts them
-            if not torch.equal(tensors.pop(name).float(), target.tensor(f"{path.removeprefix(PREFIX)}.weight")):
-                raise UnsupportedModelError(
-                    f"{folder}: {name} is another {keys[path][1]} than that of {target.name}; use the model that the adapter was made for, or merge "
-                    f"it with peft"
-                )
+    check_ties([keys[path] for name in tensors if ".lora_" in name and (path := _path(name)) in keys], target)
+    # peft stores embeddings too, on request and where it adapts them
+    for name in [name for name in tensors if ".lora_" not in name and _path(name) in keys]:
+        key = keys[_path(name)]
+        held = (None, "embed") if key == (None, "unembed") and target.config.tie_word_embeddings else key
+        if not torch.equal(tensors.pop(name).float(), target.part(*held)):
+            raise UnsupportedModelError(
+                f"{folder}: {name} is another {key[1]} than that of {target.name}; use the model that the adapter was made for, or merge "
+                f"it with peft"
+            )
     shapes, scaling = _meant(folder, target)
     _check_factors(folder, tensors, shapes, target)
     changes: dict[Key, Change] = {}
