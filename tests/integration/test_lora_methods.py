@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
@@ -268,7 +270,6 @@ def test_bad_pairs_and_options_are_refused_with_names(tiny_source, tiny_target, 
 
 
 def test_adapters_on_embeddings_need_one_token_map(tiny_source, tiny_target, tmp_path):
-    import json
     import shutil
 
     folder = shutil.copytree(tiny_source.name, tmp_path / "other")
@@ -342,3 +343,15 @@ def test_random_blocks_use_what_was_located_for_all(tiny_source, tiny_target, tm
     lm.loaded = lambda: pytest.fail("located again")
     assert run("seeking", lm, tiny_target, blocks="random").norm() > 0
     assert len(list(tmp_path.glob("blocks-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_a_run_says_that_tied_embeddings_get_no_adapter(recipe, pkt, make_lm, tmp_path, embeddings):
+    tied = make_lm("llama", "target", tie_word_embeddings=True)
+    method = {"name": "lora", "rank": 2, "epochs": 1, "batch_size": 2, "micro_batch": 2, "embeddings": embeddings}
+    assert (
+        pkt("run", recipe(target=tied.name, method=method, evaluate={"arms": []}), "--out", tmp_path / "out").code == 0
+    )
+    warnings = json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"]
+    said = [line for line in warnings if "are tied and got no adapter; `pkt untie` makes a target" in line]
+    assert len(said) == embeddings
