@@ -28,7 +28,7 @@ from pkt.files import write_json, write_text
 from pkt.flops import counted
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
-from pkt.memo_costs import watched
+from pkt.memo_costs import Cost, watched
 from pkt.methods.base import MethodConfig
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
@@ -190,9 +190,9 @@ class Jobs:
         start = time.perf_counter()
         with counted() as count, watched() as memo:
             delta = self.delta(job)
-        seconds = round(time.perf_counter() - start, 3)
+        spent = Cost(count.flop, time.perf_counter() - start) + memo.continued
         read = sorted(path.name for path in memo.files)
-        return delta, {"flop": count.flop, "delta_seconds": seconds, "memo": read}
+        return delta, {"flop": spent.flop, "delta_seconds": round(spent.seconds, 3), "memo": read}
 
     def _make_room(self) -> None:
         """Hold the target, or nothing where the method loads what it works on."""

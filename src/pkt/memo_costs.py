@@ -1,4 +1,7 @@
-"""What the files of a memo took to make, told to whoever finds them made: what is shared counts for all who use it."""
+"""What the files of a memo took to make, told to whoever finds them made: what is shared counts for all who use it.
+
+So does what a training took until the checkpoint that it continues from.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pkt.files import write_json
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Operations and seconds that something took."""
+
+    flop: float | None = 0.0
+    """None where that is not known."""
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        flop = None if self.flop is None or other.flop is None else self.flop + other.flop
+        return Cost(flop, self.seconds + other.seconds)
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> Cost:
+        """What `write` wrote; not known where an older version wrote nothing, or it was stopped before."""
+        try:
+            cost = json.loads(path.read_text(encoding="utf-8"))
+            return Cost(None if cost["flop"] is None else float(cost["flop"]), float(cost["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Cost(None)
+
+
 @dataclass
 class Touched:
-    """The memo files that a block made or found made, and what those took that it found."""
+    """The memo files that a block made or found made, and what was spent before on what it found."""
 
     files: set[Path] = field(default_factory=set)
-    flop: float | None = 0.0
-    """None where one of them does not say."""
-    seconds: float = 0.0
+    found: Cost = Cost()
+    """Of the files that it found."""
+    continued: Cost = Cost()
+    """Of the trainings that it continued, up to where it did."""
 
 
 _WATCHING: ContextVar[tuple[Touched, ...]] = ContextVar("watching", default=())
@@ -47,30 +76,25 @@ def making(*paths: Path) -> Iterator[None]:
         yield
     for touched in _WATCHING.get():
         touched.files.update(paths)
-    flop = None if parts.flop is None else (count.flop + parts.flop) / len(paths)
-    seconds = (time.perf_counter() - start + parts.seconds) / len(paths)
+    spent = Cost(count.flop, time.perf_counter() - start) + parts.found
+    share = Cost(None if spent.flop is None else spent.flop / len(paths), spent.seconds / len(paths))
     for path in paths:
-        write_json(_cost_path(path), {"flop": flop, "seconds": seconds})
+        share.write(_cost_path(path))
 
 
 def found_made(path: Path) -> None:
     """Say that a memo file was read instead of made."""
-    try:
-        cost = json.loads(_cost_path(path).read_text(encoding="utf-8"))
-        flop, seconds = None if cost["flop"] is None else float(cost["flop"]), float(cost["seconds"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # an older version made it, or it was stopped before that was written
-        flop, seconds = None, 0.0
+    cost = Cost.read(_cost_path(path))
     for touched in _WATCHING.get():
-        if path in touched.files:
-            continue
-        touched.files.add(path)
-        touched.flop = None if touched.flop is None or flop is None else touched.flop + flop
-        touched.seconds += seconds
+        if path not in touched.files:
+            touched.files.add(path)
+            touched.found += cost
+
+
+def continued(cost: Cost) -> None:
+    """Say what a training took until it was interrupted, when it continues."""
+    for touched in _WATCHING.get():
+        touched.continued += cost
 
 
 def _cost_path(path: Path) -> Path:

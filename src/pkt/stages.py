@@ -18,7 +18,7 @@ from typing import Any
 
 from pkt.errors import DataError
 from pkt.files import leftovers, write_json
-from pkt.memo_costs import Touched, watched
+from pkt.memo_costs import Cost, watched
 from pkt.models.checkpoint import file_digest
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ class Stages:
         """Run a stage unless it is done: same key, files as they were, and the same `content` of shared files.
 
         Args:
-            count: record the floating-point operations too. What a shared stage found in a memo counts as if it had made it.
+            count: record the floating-point operations too. What a shared stage found in a memo counts as if it had made it, and a
+                training that was interrupted as if it had not been.
         """
         for path in leftovers(self.folder):
             path.unlink()
@@ -75,17 +76,17 @@ class Stages:
         reset_peak()
         with _counted(count) as flop, watched() as memo:
             files = make()
-        found = memo if name.split()[0] in SHARED else Touched()
+        before = memo.continued + (memo.found if name.split()[0] in SHARED else Cost())
         record: dict[str, Any] = {
             "key": key,
             "files": {str(f.relative_to(self.folder)): file_digest(f) for f in files},
-            "seconds": round(time.perf_counter() - start + found.seconds, 3),
+            "seconds": round(time.perf_counter() - start + before.seconds, 3),
             "peak_memory_gib": round(peak_bytes() / 2**30, 3),
         }
         if content is not None:
             record["content"] = content()
         if count:
-            record["flop"] = None if found.flop is None else round(flop() + found.flop)
+            record["flop"] = None if before.flop is None else round(flop() + before.flop)
         write_json(self.path, self.records() | {name: record})
         log.info("%s: %.1f s", name, record["seconds"])
 

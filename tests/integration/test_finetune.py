@@ -15,9 +15,12 @@ from pkt.align import finetune as module
 from pkt.align.finetune import FinetuneConfig, finetune
 from pkt.align.full import difference, tune_all
 from pkt.errors import ConfigError, TrainingError, UnsupportedModelError
+from pkt.flops import counted
 from pkt.inject.apply import write_
 from pkt.inject.delta import Delta
+from pkt.memo_costs import Cost, continued, watched
 from pkt.models.lm import LM
+from pkt.stages import Stages
 from pkt.tasks.losses import IGNORED, encode_all
 
 SMALL = {"epochs": 2, "batch_size": 4, "micro_batch": 2, "lr": 1e-3}
@@ -68,7 +71,8 @@ class Power(TrainerCallback):
 def test_an_interrupted_training_continues_to_the_same_bytes(tiny_target, tmp_path, monkeypatch, stop):
     data = encoded(tiny_target)
     lm = LM(tiny_target.name, device="cpu", memo=tmp_path)
-    whole = tune_all(tiny_target, data, config(), gen())
+    with counted() as work:
+        whole = tune_all(tiny_target, data, config(), gen())
     power = Power()
     plain = module.arguments
     monkeypatch.setattr("pkt.align.trainer.Reports", lambda: power)
@@ -79,12 +83,24 @@ def test_an_interrupted_training_continues_to_the_same_bytes(tiny_target, tmp_pa
     assert [path.name for path in kept] == ([f"checkpoint-{stop - 1}"] if stop > 1 else [])
     power.step, steps = 0, []
     monkeypatch.setattr(module, "arguments", lambda *a: steps.append(module.last_checkpoint(a[-1])) or plain(*a))
-    again = tune_all(lm, data, config(save_steps=1), gen())
+    with counted() as rest, watched() as memo:
+        again = tune_all(lm, data, config(save_steps=1), gen())
+    assert (memo.continued.seconds > 0) == (stop > 1)
+    assert memo.continued.flop + rest.flop == work.flop  # what the interrupted attempt took counts too
     assert (steps[0] is not None) == (stop > 1)
     assert len(again.provenance["history"]) == len(whole.provenance["history"]) == 4
     for key, change in whole.changes.items():
         assert torch.equal(again.changes[key].values, change.values), key
     assert not list(tmp_path.glob("training-*"))
+
+
+@pytest.mark.parametrize(("earlier", "expected"), [(Cost(5.0, 100.0), 5), (Cost(None, 100.0), None)])
+def test_a_stage_counts_what_it_continued(tmp_path, earlier, expected):
+    stages = Stages(tmp_path)
+    stages.run("align", "key", lambda: continued(earlier) or [], count=True)
+    record = stages.records()["align"]
+    assert record["flop"] == expected
+    assert 100 <= record["seconds"] < 110
 
 
 def test_a_training_that_failed_leaves_no_checkpoint(tiny_target, tmp_path):

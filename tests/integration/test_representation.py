@@ -164,9 +164,9 @@ def test_what_grams_took_is_theirs_or_unknown(tiny_source, examples, tmp_path, m
 
     with counted() as count:
         grams("whole").prepare(["down"])
-    with watched() as found:
+    with watched() as memo:
         grams("whole").stack("down")
-    assert found.flop == pytest.approx(count.flop)
+    assert memo.found.flop == pytest.approx(count.flop)
     assert count.flop > 0
     keep, stopped = Grams._keep, grams("stopped")
 
@@ -180,9 +180,9 @@ def test_what_grams_took_is_theirs_or_unknown(tiny_source, examples, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             stopped.prepare(["down"])
     stopped.prepare(["down"])
-    with watched() as found:
+    with watched() as memo:
         stopped.stack("down")
-    assert found.flop is None
+    assert memo.found.flop is None
 
 
 def test_outputs_that_are_not_finite_are_refused(make_lm, examples, tmp_path):

@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,8 @@ from torch import Generator, Tensor
 
 from pkt.config import Section
 from pkt.errors import ConfigError, DataError, TrainingError
+from pkt.flops import Count, counted
+from pkt.memo_costs import Cost, continued
 from pkt.models.determinism import deterministic
 from pkt.models.lm import LM
 from pkt.processes import num_processes
@@ -83,7 +85,7 @@ def finetune(
     """Train the trainable parameters of `model` in place, with the mean loss over labelled tokens.
 
     Checkpoints lie beside the handle's memo, in a folder named by all that decides the training; an interrupted one
-    continues from its last checkpoint to the same bytes. They are removed when it ends.
+    continues from its last checkpoint to the same bytes, and counts what it took until there. They are removed when it ends.
 
     Args:
         lm: the handle that `model` was made from. start: JSON value that tells apart models that start differently.
@@ -95,7 +97,7 @@ def finetune(
         TrainingError: the loss is NaN or infinite; says where.
         ConfigError: batch sizes that do not fit each other. DataError: there are no examples.
     """
-    from pkt.align.trainer import CheckedTrainer, Reports, quiet
+    from pkt.align.trainer import COST, CheckedTrainer, Reports, Spends, quiet
 
     if not examples:
         raise DataError("there is no example to fine-tune on: the train split is empty")
@@ -117,11 +119,16 @@ def finetune(
             )
         )
         trainer.fillers = len(fillers)
+        checkpoint = last_checkpoint(out)
+        before = Cost.read(Path(checkpoint, COST)) if checkpoint else Cost()
         try:
-            quiet(trainer).train(resume_from_checkpoint=last_checkpoint(out))
+            with counted() if cfg.save_steps else nullcontext(Count()) as count:
+                trainer.add_callback(Spends(lambda: before + Cost(count.flop, time.perf_counter() - begun)))
+                quiet(trainer).train(resume_from_checkpoint=checkpoint)
         except TrainingError:
             shutil.rmtree(out, ignore_errors=True)  # it would fail again from there, whichever process found it
             raise
+    continued(before)
     if trainer.is_world_process_zero():
         shutil.rmtree(out, ignore_errors=True)
     log.info("fine-tuned in %d steps, %.1f s", trainer.state.global_step, time.perf_counter() - begun)

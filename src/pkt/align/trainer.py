@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from pkt.errors import TrainingError
+from pkt.memo_costs import Cost
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ REPORTS = 10
 """Lines about progress in one training."""
 SHOWN = 3
 """Examples that an error names."""
+COST = "cost.json"
+"""The file of a checkpoint that says what it took to get there."""
 
 
 class Checked:
@@ -96,6 +100,21 @@ class Reports(TrainerCallback):
         every = max(1, state.max_steps // REPORTS)
         if logs and "loss" in logs and state.global_step % every == 0 and state.is_world_process_zero:
             log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, float(logs["loss"]))
+
+
+class Spends(TrainerCallback):
+    """Says beside every checkpoint what it took to get there.
+
+    Args:
+        spent: what the training took so far.
+    """
+
+    def __init__(self, spent: Callable[[], Cost]) -> None:
+        self.spent = spent
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.spent().write(Path(args.output_dir, f"checkpoint-{state.global_step}", COST))
 
 
 def quiet(trainer: Trainer) -> Trainer:
