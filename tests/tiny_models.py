@@ -40,9 +40,9 @@ FAMILIES: dict[str, dict] = {
 def make_model(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str, sizes: dict, seed: int, **more) -> Path:
     """A random model with weights large enough that its parts matter."""
     config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id,
+        family, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
-        **{**sizes, "tie_word_embeddings": False, **more},
+        **{**sizes, "max_position_embeddings": 512, "tie_word_embeddings": False, **more},
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)

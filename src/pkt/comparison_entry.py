@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
 from pkt.errors import DataError
+from pkt.models.checkpoint import is_nano
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import checked, fitting, read
 from pkt.report.verdict import harm_flag
@@ -167,7 +168,7 @@ def entry(folder: Path) -> Entry:
         number = f"{len(seeds)} of {wanted['seeds']}" if "seeds" in wanted else f"{len(seeds)}"
         found = replace(found, state=f"unfinished: {number} seeds")
     tiers = {**found.scores, **found.target_scores}
-    tier = found.tier or ("new" if "new" in tiers else "all")
+    tier = found.tier or ("new" if "new" in tiers or (not tiers and is_nano(found.task)) else "all")
     known = {t: guessed for t in tiers if (guessed := chance_of(found.task, t))}
     return replace(found, tier=tier, chance=known)
 

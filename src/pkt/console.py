@@ -138,7 +138,7 @@ def run(app: Any, arguments: Sequence[str]) -> None:
             raise
         _fail(
             "the device ran out of memory; try a lower --batch-size or method.micro_batch, method.gradient_checkpointing=true, "
-            "dtype=bfloat16, or --device offload"
+            "dtype=bfloat16, or, with a method that does not fine-tune, --device offload"
         )
     if code == INTERRUPTED:
         err.print("interrupted; run the same command again: finished stages are kept", highlight=False)

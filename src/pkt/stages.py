@@ -47,10 +47,15 @@ class Stages:
         Raises:
             DataError: it cannot be read.
         """
+        if not self.path.is_file():
+            return {}
         try:
-            return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+            found = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError:
-            raise DataError(f"{self.path}: damaged; delete it, and the stages are run again") from None
+            found = None
+        if not isinstance(found, dict) or not all(_is_record(record) for record in found.values()):
+            raise DataError(f"{self.path}: damaged; delete it, and the stages are run again")
+        return found
 
     def run(
         self,
@@ -114,6 +119,12 @@ class Stages:
         files = self.records().get(name, {"files": {}})["files"]
         paths = ((self.folder / file, digest) for file, digest in files.items())
         return [path for path, digest in paths if not path.is_file() or file_digest(path) != digest]
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value has the shape of a finished stage's record."""
+    shape = {"key": str, "files": dict, "seconds": int | float}
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in shape.items())
 
 
 @contextmanager

@@ -183,7 +183,7 @@ library_name: transformers
 tags: [pkt, parametric-knowledge-transfer, {run.method.name}]
 ---
 
-# {base} {f"with parameters from {recipe.source.name}" if run.method.reads_source else "fine-tuned"}
+# {base} changed by {run.method.name}{f" from {recipe.source.name}" if run.method.reads_source else ""}
 
 Made by `pkt` with the method `{run.method.name}` ({run.method.paper}) for the task `{run.task.name}`.
 Every tensor equals that of `{base}` but for {changed_in_words(summary["delta"]) or "nothing"}, stored in

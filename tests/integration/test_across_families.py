@@ -100,6 +100,9 @@ def test_methods_that_fine_tune(pkt, recipe, make_lm, shared_data, tmp_path, nam
     path = recipe(source=make_lm("llama", "source", speaks="llama3").name, target=target.name, task=task_of(shared_data), method=options)  # fmt: skip
     done = pkt("run", path, "--set", "evaluate.arms=[result]", "--out", tmp_path / "out")
     assert done.code == 0, done.err
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert ("from" in card.partition("# ")[2].splitlines()[0]) == (name in ("seqkd", "seeking"))
+    assert f" changed by {name}" in card
     ids = torch.arange(3, 13)[None]
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     with target.loaded() as model, torch.no_grad():

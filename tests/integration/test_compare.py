@@ -161,6 +161,10 @@ def test_an_unfinished_run_is_shown_as_such(pkt, finished):
     assert found.code == 0
     assert "unfinished: nothing is scored yet" in found.out
     assert entry(finished).costs.flop > 0
+    assert entry(finished).tier == "all"
+    path = finished / "recipe.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"task": {"name": "nano/gsm8k"}}))
+    assert entry(finished).tier == "new"  # as of its finished neighbours on that task
 
 
 def test_an_unfinished_certificate_shows_the_seeds_that_are_there(certified):
@@ -182,6 +186,8 @@ def break_json(folder, name):
     [
         (lambda f: break_json(f, "certificate.json"), "certificate.json: not valid JSON"),
         (lambda f: break_json(f, "stages.json"), "stages.json: damaged"),
+        (lambda f: (f / "stages.json").write_text("[]"), "stages.json: damaged"),
+        (lambda f: (f / "stages.json").write_text('{"align": 3}'), "stages.json: damaged"),
         (lambda f: break_json(f, "recipe.yaml"), "recipe.yaml: not valid YAML"),
         (lambda f: break_json(f, "arms/real_source/seed-1.json"), "seed-1.json: not valid JSON"),
         (lambda f: break_json(f, "arms/real_source/seed-1.jsonl"), "seed-1.jsonl: damaged; delete it, and run `pkt certify` again"),

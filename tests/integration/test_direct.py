@@ -121,6 +121,11 @@ def test_per_example_takes_the_neurons_of_one_drawn_example(tiny_source, tiny_ta
         for delta in (transfer(tiny_source, tiny_target, task, seed=s, locate="per_example") for s in range(8))
     }
     assert len(drawn) > 1
+    described = transfer(tiny_source, tiny_target, task, locate="per_example").provenance["layers"]
+    assert {part["examples"] for part in described.values()} == {1}
+    singles = [delta.provenance["layers"]["ffn"] for delta in alone]
+    ffn = described["ffn"]
+    assert any(ffn["map"] == one["map"] and ffn["source_scores"] == pytest.approx(one["source_scores"], abs=1e-5) for one in singles)  # fmt: skip
 
 
 def test_pairs_that_lack_something_are_refused(tiny_source, tiny_target):

@@ -342,6 +342,13 @@ def test_samples_that_do_not_fit_after_a_prompt_are_refused(tiny_source, tiny_ta
         run("gkd", tiny_source, tiny_target, lmbda=1.0, max_new_tokens=tiny_target.dims.context - 1)
 
 
+@pytest.mark.parametrize("lmbda", [0.0, 0.5])
+def test_texts_longer_than_the_sources_context_are_refused(make_lm, tiny_target, lmbda):
+    short = make_lm("llama", "source", max_position_embeddings=16)
+    with pytest.raises(DataError, match=r"example glims1 has \d+ tokens, but the context of .* holds 16; shorten or"):
+        run("gkd", short, tiny_target, lmbda=lmbda, max_new_tokens=1)
+
+
 # control arms
 
 

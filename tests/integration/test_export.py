@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pkt.errors import DataError, ShapeError
+from pkt.errors import DataError, ShapeError, UnsupportedModelError
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, Lines
+from pkt.inject.delta import Delta, Dense, Lines
 from pkt.inject.export import export
 from pkt.models.lm import LM
 
@@ -145,6 +146,44 @@ def test_tied_embeddings_and_biases(make_lm, tmp_path):
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), hooked, rtol=0, atol=2e-4
     )
+
+
+@pytest.fixture
+def with_head(make_lm, tmp_path):
+    """A tied target whose files hold the LM head too, as those of some models on the hub do, times a factor."""
+
+    def make(factor=1.0):
+        lm = make_lm("qwen3", "target", tie_word_embeddings=True)
+        folder = tmp_path / f"head-{factor}"
+        shutil.copytree(lm.checkpoint.folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        assert "lm_head.weight" not in tensors
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * factor
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return lm, LM(folder, device="cpu")
+
+    return make
+
+
+def test_a_head_that_is_tied_and_stored_changes_with_the_embedding(with_head, tmp_path):
+    once, lm = with_head()
+    assert lm.parameters() == once.parameters()
+    delta = Delta({(None, "embed"): Dense(torch.randn(lm.shape(None, "embed")) * 0.1)})
+    kept = export(delta, lm, tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert exported.lm_head.weight is exported.model.embed_tokens.weight
+    with lm.loaded() as model, injected(model, delta):
+        torch.testing.assert_close(logits(exported), logits(model), rtol=0, atol=2e-4)
+    assert kept.changed_tensors == 2
+
+
+def test_a_head_that_is_tied_and_stored_as_another_is_refused(with_head):
+    _, lm = with_head(1.5)
+    with (
+        pytest.raises(UnsupportedModelError, match="ties embedding and LM head, but its files hold two that differ"),
+        lm.loaded(),
+    ):
+        pass
 
 
 def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):

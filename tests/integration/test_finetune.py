@@ -19,6 +19,7 @@ from pkt.flops import counted
 from pkt.inject.apply import write_
 from pkt.inject.delta import Delta
 from pkt.memo_costs import Cost, continued, watched
+from pkt.methods import METHODS
 from pkt.models.lm import LM
 from pkt.stages import Stages
 from pkt.tasks.losses import IGNORED, encode_all
@@ -190,3 +191,11 @@ def test_a_single_step_trains(tiny_target):
     delta = tune_all(tiny_target, encoded(tiny_target, 4), config(epochs=1), gen())
     assert [h["lr"] for h in delta.provenance["history"]] == [1e-3]
     assert delta.norm() > 0
+
+
+@pytest.mark.parametrize("name", ["sft", "seqkd", "gkd", "lora", "seeking"])
+def test_offloaded_weights_are_refused_before_the_start(tiny_source, tiny_target, name):
+    method = METHODS.get(name)
+    away = LM(tiny_target.name, device="offload")
+    with pytest.raises(ConfigError, match="offloaded weights cannot be trained, .* use --device auto"):
+        method.requires(tiny_source, away, method.config())

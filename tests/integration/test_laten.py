@@ -125,9 +125,12 @@ def test_per_example_locates_anew_at_every_step(tiny_source, tiny_target, monkey
         return locate(source, target, scores, num, pairing)
 
     monkeypatch.setattr(module, "locate", recorded)
-    transfer(tiny_source, tiny_target, task, locate="per_example")
+    delta = transfer(tiny_source, tiny_target, task, locate="per_example")
     assert used[:4] == [0, 1, 2, 0]
     assert len(used) == 5
+    for kind, described in delta.provenance["layers"].items():
+        assert described["examples"] == 1
+        assert described["source_scores"] == of_source.example(used[-1]).summed().layers[kind][0].tolist()
 
 
 def test_published_values_start_from_almost_nothing(tiny_source, tiny_target):
@@ -252,7 +255,7 @@ def test_without_a_source_the_lines_are_the_same_and_start_from_zero(tiny_source
             assert (change.values[~lines] == 0).all()  # injected, but never trained
     first = [d.provenance["history"][0] for d in (free, real)]
     assert first[0]["penalty"] == 0
-    assert free.provenance["trained_parameters"] == 2 * 32 * (28 + 28 + 16 + 16)
+    assert free.provenance["trained_parameters"] == 2 * 32 * (5 + 5 + 3 + 3)
     assert real.provenance["trained_parameters"] != free.provenance["trained_parameters"]
 
 

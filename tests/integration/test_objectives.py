@@ -120,8 +120,14 @@ def test_the_gradient_of_the_moments_is_that_of_finite_differences():
 def mapped(source: LM, target: LM, task: Task | None = None, seed=0):
     examples = (task or make_task()).split("align")
     return map_states(
-        source, target, examples, prompts(examples, "plain", target, FORMATS["gsm8k"]), [0, 2], 0.1, gen(seed)
+        source, target, examples, prompts(examples, "plain", source, target, FORMATS["gsm8k"]), [0, 2], 0.1, gen(seed)
     )
+
+
+def test_a_text_longer_than_either_context_is_refused(make_lm, tiny_target):
+    short = make_lm("llama", "source", max_position_embeddings=8)
+    with pytest.raises(DataError, match=r"has \d+ tokens, but the context holds 8; shorten or remove it"):
+        mapped(short, tiny_target)
 
 
 def hidden(model, ids: list[int]) -> list[torch.Tensor]:

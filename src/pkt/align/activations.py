@@ -66,19 +66,18 @@ class MappedStates:
     """Per target layer: `source` and `target` layer, and `r2` of the map on the texts that it was not fitted on."""
 
 
-def prompts(examples: Sequence[Example], style: str, target: LM, form: Format) -> list[list[int]]:
+def prompts(examples: Sequence[Example], style: str, source: LM, target: LM, form: Format) -> list[list[int]]:
     """Token ids of the prompts with the forced start of a response, for both models.
 
     Raises:
-        DataError: there are fewer than two, or a prompt has fewer than two tokens.
+        DataError: there are fewer than two, or a prompt has fewer than two tokens or more than a model's context.
     """
     if len(examples) < 2:
         raise DataError(
             f"alignment on activations needs two align examples at least, found {len(examples)}: half of them fit the maps"
         )
-    found = [
-        encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=form.opening(e, style)) for e in examples
-    ]
+    longest = min(source.dims.context, target.dims.context)
+    found = [encode_prompt(e, style, target.tokenizer, longest, prefix=form.opening(e, style)) for e in examples]
     for example, ids in zip(examples, found, strict=True):
         if len(ids) < 2:
             raise DataError(f"the prompt of example {example.id} has fewer than two tokens; remove it")

@@ -140,8 +140,12 @@ def finetune(
 
 
 def check_training(target: LM, cfg: FinetuneConfig) -> None:
-    """Raise ConfigError for what would stop a training only when it starts: batch sizes, or a GPU that is not the first."""
+    """Raise ConfigError for what would stop a training only when it starts: batch sizes, offloaded weights, a GPU that is not the first."""
     _micro_batch(cfg)
+    if target.device == "offload":
+        raise ConfigError(
+            "offloaded weights cannot be trained, and the method fine-tunes; use --device auto, balanced or sequential"
+        )
     index = target.torch_device.partition(":")[2]
     if index not in ("", "0"):
         raise ConfigError(

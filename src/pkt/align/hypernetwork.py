@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from pkt.models.families import PARTS
 
@@ -64,8 +65,12 @@ class FreeEntries(nn.Module):
         self.parts = nn.ParameterDict({part: nn.Parameter(torch.zeros(layers, k, width)) for part, k in num.items()})
 
     def forward(self, slices_LKDs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """As many changes as there are slices; their values are not looked at."""
-        return {part: self.parts[part][:, : slices.shape[1]] for part, slices in slices_LKDs.items()}
+        """As many changes as there are slices, whose values are not looked at; those beyond its own are zero."""
+        found = {}
+        for part, slices in slices_LKDs.items():
+            own = self.parts[part][:, : slices.shape[1]]
+            found[part] = functional.pad(own, (0, 0, 0, slices.shape[1] - own.shape[1]))
+        return found
 
 
 def penalty(changes_LKDt: dict[str, Tensor]) -> Tensor:

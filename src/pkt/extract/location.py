@@ -154,18 +154,27 @@ def located_neurons(
     pairing = pairing_of(source, target, task, cfg, style)
     num, found = counts(target.dims, cfg.transfer_rate), []
     for e in range(len(task.location)):
-        per_example = (scores[0].example(e), scores[1].example(e)) if cfg.locate == "per_example" else scores
+        per_example = picked(scores, e if cfg.locate == "per_example" else None)
         found.append(choose(source, target, per_example, num, pairing))
     return [of_layers(s, source.dims) for s, _ in found], [of_layers(t, target.dims) for _, t in found]
 
 
+def picked(scores: tuple[Attribution, Attribution], example: int | None) -> tuple[Attribution, Attribution]:
+    """Both models' scores on one example, or on all for None."""
+    return scores if example is None else (scores[0].example(example), scores[1].example(example))
+
+
 def describe_layers(
-    scores: tuple[Attribution, Attribution], final: Located, pairing: Pairing, cfg: LocationConfig
+    scores: tuple[Attribution, Attribution], final: Located, pairing: Pairing, cfg: LocationConfig, drawn: int | None
 ) -> dict[str, dict]:
-    """Layer scores, summed over the examples, the pairs (source layer, target layer), and by which locator and map, for the report."""
-    of_source, of_target = (a.summed() for a in scores)
+    """Layer scores, the pairs (source layer, target layer), and by which locator and map, for the report.
+
+    Args:
+        drawn: the example whose neurons `final` are; None means that the scores of all were summed.
+    """
+    of_source, of_target = (a.summed() for a in picked(scores, drawn))
     locator = locator_of(cfg).name
-    named = {} if locator == PUBLISHED else {"locator": locator}
+    named = ({} if locator == PUBLISHED else {"locator": locator}) | ({} if drawn is None else {"examples": 1})
     return {
         kind: {
             "source_scores": of_source.layers[kind][0].tolist(),

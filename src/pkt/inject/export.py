@@ -103,6 +103,8 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
             weight = f.get_tensor(name)
         stored = weight.dtype
         _measure(weight, of_tensor, survival)
+    if target.stored_twice and (embed := f"{target.family.embed}.weight") in changes:
+        changes[target.stored_twice] = changes[embed]
     chosen = dtype
     if dtype == "auto":
         chosen = "target" if survival["target"].cosine >= KEEP_COSINE else "float32"

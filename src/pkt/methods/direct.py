@@ -30,6 +30,7 @@ from pkt.extract.location import (
     location_key,
     measure,
     ordered_scores,
+    picked,
 )
 from pkt.extract.pairing import pairing_of
 from pkt.extract.slices import place, read_slices
@@ -71,20 +72,15 @@ def direct(source: LM, target: LM, task: Task, cfg: DirectConfig, gen: Generator
     if not task.location:
         raise DataError(f"{task.name}: direct needs at least one extract example; the split is empty")
     scores = ordered_scores(source, target, task, cfg, style, gen)
-    if cfg.locate == "per_example":
-        drawn = int(torch.randint(len(task.location), (), generator=gen))
-        scores = scores[0].example(drawn), scores[1].example(drawn)
+    drawn = int(torch.randint(len(task.location), (), generator=gen)) if cfg.locate == "per_example" else None
     pairing = pairing_of(source, target, task, cfg, style)
-    at = locate(source, target, scores, counts(target.dims, cfg.transfer_rate), pairing)
+    at = locate(source, target, picked(scores, drawn), counts(target.dims, cfg.transfer_rate), pairing)
     changes = {part: cfg.scale * fitted(slices.cpu(), target.dims.width) for part, slices in at.slices.items()}
     if cfg.mode == "replace":
         own = read_slices(target, at.target)
         changes = {part: change - own[part] for part, change in changes.items()}
-    layers = describe_layers(scores, at, pairing, cfg)
-    if cfg.locate == "per_example":
-        layers = {kind: part | {"examples": 1} for kind, part in layers.items()}
     found = {
-        "layers": layers,
+        "layers": describe_layers(scores, at, pairing, cfg, drawn),
         "trained_parameters": 0,
         "labels": len(task.location),
         "steps": 0,

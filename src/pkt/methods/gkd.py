@@ -7,7 +7,7 @@
 3. The loss is the generalised Jensen-Shannon divergence between both models' distributions on the responses' tokens. Every
    parameter of the target is trained.
 
-**Both models are in memory together**, the target twice (once to train, in float32, with gradient and optimizer). Both must
+**Both models are in memory together**, the target in float32, with gradient and optimizer. Both must
 mean the same by a token; padding of the vocabularies may differ.
 """
 
@@ -23,7 +23,7 @@ from torch import Generator
 from pkt.align.answers import answered, check_length
 from pkt.align.finetune import FinetuneConfig, check_training, finetune
 from pkt.align.full import trained, tune_on_labels
-from pkt.errors import ConfigError
+from pkt.errors import ConfigError, DataError
 from pkt.inject.delta import Delta
 from pkt.methods.base import method
 from pkt.models.generation import check_room
@@ -112,6 +112,11 @@ def gkd(source: LM, target: LM, task: Task, cfg: GkdConfig, gen: Generator, *, s
     """Distil the source's next-token distributions into every parameter of the target, on the target's own samples."""
     data, answers = asked(source, target, task, cfg, style)
     examples = encode_all(data, style, target, loss_on_prompt=False)
+    for e in examples:
+        if len(e.ids) > source.dims.context:
+            raise DataError(
+                f"example {e.id} has {len(e.ids)} tokens, but the context of {source.name} holds {source.dims.context}; shorten or remove it"
+            )
     given = [
         encode_prompt(e, style, target.tokenizer, target.dims.context, prefix=task.format.opening(e, style))
         for e in data

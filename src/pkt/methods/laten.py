@@ -39,6 +39,7 @@ from pkt.extract.location import (
     location_key,
     measure,
     ordered_scores,
+    picked,
 )
 from pkt.extract.pairing import Pairing, pairing_of
 from pkt.extract.scores import Attribution
@@ -143,7 +144,7 @@ def requires(source: LM, target: LM, cfg: LatenConfig) -> None:
 
 def locations(source: LM, target: LM, task: Task, cfg: LatenConfig, style: str) -> None:
     """What location rests on and, for `activations`, states of both models, in the memo, one model in memory at a time."""
-    ids = prompts(_asked(task, cfg), style, target, task.format) if cfg.alignment == "activations" else []
+    ids = prompts(_asked(task, cfg), style, source, target, task.format) if cfg.alignment == "activations" else []
     measure(source, target, task, cfg, style)
     if ids:
         for lm in (source, target):
@@ -172,8 +173,8 @@ def without_source(source: LM, target: LM, task: Task, cfg: LatenConfig, gen: Ge
     """The control: the entries of the delta are trained themselves, from zero, in the same rows with the same penalty."""
     if "no_source" in (reasons := lacking(cfg)):
         raise ConfigError(f"no_source: {reasons['no_source']}")
-    most = counts(target.dims, max(cfg.transfer_rate, cfg.injection_rate or 0))
-    num = {part: most[kind] for kind, parts in KINDS.items() for part in parts}
+    at = counts(target.dims, cfg.transfer_rate)  # what is injected beyond these is never trained
+    num = {part: at[kind] for kind, parts in KINDS.items() for part in parts}
     free = FreeEntries(target.dims.layers, num, target.dims.width)
     return _transfer(source, target, task, cfg, gen, style, lambda _: free)
 
@@ -229,8 +230,7 @@ def _transfer(
     per_example, num_located = cfg.locate == "per_example", len(task.location)
 
     def located(example: int | None, num: dict[str, int]) -> Located:
-        picked = scores if example is None else (scores[0].example(example), scores[1].example(example))
-        return locate(source, target, picked, num, pairing)
+        return locate(source, target, picked(scores, example), num, pairing)
 
     @lru_cache(maxsize=1)  # slices of a large source are gigabytes: one set at a time
     def of_example(example: int | None) -> Located:
@@ -259,13 +259,14 @@ def _transfer(
         options=Options(cfg.steps, schedule, cfg.norm_weight, cfg.weight_decay),
         noise_of=(lambda step: noise_for(example_of(step))) if cfg.source_dependence else None,
     )
-    final = located(int(torch.randint(num_located, (), generator=batches)) if per_example else None, into)
+    drawn = int(torch.randint(num_located, (), generator=batches)) if per_example else None
+    final = located(drawn, into)
     with torch.no_grad():
         delta = place(hyper(final.slices), final.target, target.dims).detach()
     if not math.isfinite(delta.norm()):
         raise TrainingError(f"the delta is not finite after step {cfg.steps}; lower method.lr or method.init_scale")
     found = {
-        "layers": describe_layers(scores, final, pairing, cfg),
+        "layers": describe_layers(scores, final, pairing, cfg, drawn),
         "history": history,
         "trained_parameters": sum(p.numel() for p in hyper.parameters()),
         "labels": _labels(task, cfg),
@@ -297,7 +298,7 @@ def _objective(
         return MomentLoss(goals_of), {}
     layers = pairing.layers(scores[0].summed().layers["ffn"][0], target.dims.layers, source.name, ["ffn"])
     asked = _asked(task, cfg)
-    ids = prompts(asked, style, target, task.format)
+    ids = prompts(asked, style, source, target, task.format)
     states = map_states(source, target, asked, ids, layers, cfg.ridge, gen)
     return ActivationLoss(target, states, passes, gen), {"state_maps": states.described}
 

@@ -135,7 +135,8 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
             found[i] = _before(text, how.stop)
             cut += found[i] == text and ends.isdisjoint(new)
     if cut:
-        log.warning(
+        say = log.warning if lm.real is lm else log.info  # a control's answers seldom end
+        say(
             "%s: %d of %d answers were cut after %d tokens, and are learnt as if they ended there: raise method.max_new_tokens",
             lm.name, cut, len(prompts), how.max_new_tokens,
         )  # fmt: skip

@@ -201,11 +201,19 @@ class LM:
 
         return teaching(self.loaded(), prompts)
 
+    @property
+    def stored_twice(self) -> str | None:
+        """The LM head's tensor, where it is the embedding and some checkpoints store it all the same."""
+        head = f"{self.family.unembed}.weight"
+        return head if self.config.tie_word_embeddings and head in self.checkpoint.files else None
+
     def parameters(self) -> int:
-        """Number of stored parameters, from the headers."""
+        """Number of parameters, from the headers; tied embeddings count once."""
         import math
 
-        return sum(math.prod(shape) for shape, _ in self.checkpoint.headers().values())
+        return sum(
+            math.prod(shape) for name, (shape, _) in self.checkpoint.headers().items() if name != self.stored_twice
+        )
 
     def check(self) -> None:
         """Compare the headers of the weight files with the model that the config describes, built without weights.

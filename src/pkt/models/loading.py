@@ -28,7 +28,7 @@ def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrain
         name: for messages. where: what `placement` gave.
 
     Raises:
-        UnsupportedModelError: a tensor is missing, too many, or of another shape.
+        UnsupportedModelError: a tensor is missing, too many, or of another shape, or tied embeddings differ.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -54,8 +54,21 @@ def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrain
             f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:3]))}" for kind, names in wrong.items()
         )
         raise UnsupportedModelError(f"{name}: its weight files do not fit its config ({shown})")
+    _check_tied(model, name)
     log.info("loaded %s in %.1f s", name, time.perf_counter() - start)
     return model.eval()
+
+
+def _check_tied(model: Any, name: str) -> None:
+    """Raise UnsupportedModelError where embeddings are tied by the config, but the files hold an LM head of other values."""
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or head is None or head.weight.is_meta:
+        return
+    if head.weight is not embed.weight and not head.weight.equal(embed.weight.to(head.weight.device)):
+        raise UnsupportedModelError(
+            f"{name}: its config ties embedding and LM head, but its files hold two that differ, and transformers loads both; set "
+            f"tie_word_embeddings to false in its config.json if that is meant, or take the head out of its files"
+        )
 
 
 def check_headers(config: Any, checkpoint: Checkpoint, unembed: str, name: str) -> None:
