@@ -31,7 +31,7 @@ from pkt.machine import Machine
 from pkt.models.checkpoint import is_nano
 from pkt.pool import Pool, cores
 from pkt.run import Run
-from pkt.tasks.base import UNLABELLED, Task, fingerprint
+from pkt.tasks.base import UNLABELLED, Example, Task, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,11 @@ class Certification:
                 f"certificate.guard_tasks: {', '.join(names[1:])}: name other tasks than {names[0]}, each once"
             )
         self._check_units(run.task, self.tier, "certificate.tier")
-        for task in self.guard_tasks:
-            self._check_units(task, None, "certificate.guard_tasks")
+        for task in (run.task, *self.guard_tasks):
+            if "known" in {e.tier for e in self._drawn(task)}:
+                self._check_units(task, "known", "certificate: the guard against harm")
+            elif task is not run.task:
+                self._check_units(task, None, "certificate.guard_tasks")
         if not is_nano(run.task.name) and not self.guard_tasks and run.guard_text() is None:
             log.warning(
                 "no guard against harm: name other tasks in certificate.guard_tasks, or evaluate.perplexity_text"
@@ -184,10 +187,12 @@ class Certification:
                 raise DataError(f"{run.task.name}: split valid is empty; learning rates are chosen on it")
             run.task.check_disjoint(*dict.fromkeys((*run.method.reads(run.options), "valid", "test")))
 
+    def _drawn(self, task: Task) -> list[Example]:
+        """The test items that are scored."""
+        return draw(task.split("test"), self.run.recipe.evaluate.limit, self.run.recipe.scoring_seed)
+
     def _check_units(self, task: Task, tier: str | None, where: str) -> None:
-        evaluate = self.run.recipe.evaluate
-        drawn = draw(task.split("test"), evaluate.limit, self.run.recipe.scoring_seed)
-        units = {e.unit for e in drawn if tier in (None, e.tier)}
+        units = {e.unit for e in self._drawn(task) if tier in (None, e.tier)}
         if len(units) < 2:
             raise DataError(
                 f"{where}: the test items of {task.name}{f', tier {tier}' if tier else ''} that are drawn are about {len(units)} knowledge "

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pkt.errors import ConfigError
+from pkt.models.checkpoint import is_nano
 from pkt.registry import nearest
 
 M = TypeVar("M", bound=BaseModel)
@@ -72,7 +73,7 @@ class TaskSection(OtherTask):
 class EvaluateSection(Section):
     """What is scored."""
 
-    limit: int | None = Field(None, ge=1, description="test items per tier, drawn by the recipe's seed; null means all")
+    limit: int | None = Field(None, ge=1, description="test items per tier, drawn by `evaluate.seed`; null means all")
     shots: int | None = Field(
         None, ge=0, le=100, description="worked examples before the question; null means the task's protocol"
     )
@@ -191,6 +192,11 @@ def _absolute(section: M, key: str) -> M:
     return section if path is None else section.model_copy(update={key: str(Path(path).expanduser().absolute())})
 
 
+def _is_folder(model: ModelSection) -> bool:
+    """Whether a model is a folder here, and no embedded one or one of the hub."""
+    return not is_nano(model.name) and Path(model.name).expanduser().is_dir()
+
+
 class Recipe(Section):
     """Everything that decides a result. Where it runs (device, folders) is no part of it."""
 
@@ -226,12 +232,14 @@ class Recipe(Section):
         return self.seed if self.evaluate.seed is None else self.evaluate.seed
 
     def with_absolute_paths(self) -> Recipe:
-        """The same with data folders and files that do not depend on the working directory."""
+        """The same with folders of models and data, and files, that do not depend on the working directory."""
         certificate = self.certificate
         wrong = certificate.wrong_task and _absolute(certificate.wrong_task, "data")
         guards = [_absolute(task, "data") for task in certificate.guard_tasks]
         return self.model_copy(
             update={
+                "source": _absolute(self.source, "name") if _is_folder(self.source) else self.source,
+                "target": _absolute(self.target, "name") if _is_folder(self.target) else self.target,
                 "task": _absolute(self.task, "data"),
                 "evaluate": _absolute(self.evaluate, "perplexity_text"),
                 "certificate": certificate.model_copy(update={"wrong_task": wrong, "guard_tasks": guards}),

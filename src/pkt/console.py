@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
+from safetensors import SafetensorError
 from typer.exceptions import TyperException
 
 from pkt.errors import PktError
@@ -129,10 +131,12 @@ def run(app: Any, arguments: Sequence[str]) -> None:
     except TyperException as e:
         command = getattr(getattr(e, "ctx", None), "command_path", "pkt")
         _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`")
-    except OSError as e:
-        if debug or e.filename is None:
+    except (OSError, SafetensorError) as e:
+        if not debug and is_full(e):
+            _fail("no space is left on the disk; free some and run the same command again: finished stages are kept")
+        if debug or not isinstance(e, OSError) or e.filename is None:
             raise
-        _fail(f"{e.filename}: {e.strerror}; check the path, its permissions and the space on its disk")
+        _fail(f"{e.filename}: {e.strerror}; check the path and its permissions")
     except RuntimeError as e:  # torch.OutOfMemoryError is one, and so is the CPU allocator's
         if debug or not re.search("out of memory|can't allocate memory", str(e), re.IGNORECASE):
             raise
@@ -144,6 +148,11 @@ def run(app: Any, arguments: Sequence[str]) -> None:
         err.print("interrupted; run the same command again: finished stages are kept", highlight=False)
     if code:
         sys.exit(code)
+
+
+def is_full(e: Exception) -> bool:
+    """Whether a disk is; safetensors has a text for it alone."""
+    return getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(e)
 
 
 def _fail(message: str) -> NoReturn:

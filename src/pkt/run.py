@@ -15,6 +15,7 @@ from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
+from pkt.finished import forget_others, is_own
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
 from pkt.memo import remembered_value
@@ -131,6 +132,7 @@ class Run:
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         own_certificate(self)
         memo_stages.drop_others(self)
+        forget_others(self)
         write_json(self.folder / "env.json", found)
         record_overlap(self)
 
@@ -158,17 +160,16 @@ class Run:
             Delta(delta.changes, delta.provenance | made).save(path)
             return [path]
 
-        key = key_of(
-            "align",
-            self.inputs(*self.method.reads(self.options)),
-            self.options.model_dump(),
-            self.recipe.seed,
-            self.recipe.dtype,
-        )
+        key = self.align_key()
         self.prepare()
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen
         return Delta.load(path)
+
+    def align_key(self) -> str:
+        """Hash of all that decides the delta."""
+        read = self.inputs(*self.method.reads(self.options))
+        return key_of("align", read, self.options.model_dump(), self.recipe.seed, self.recipe.dtype)
 
     def help_align(self) -> None:
         """What the other processes of a run do: train with the first, if it has to."""
@@ -189,18 +190,24 @@ class Run:
         delta_path, out = self.folder / "delta.safetensors", self.folder / "model"
         if not delta_path.is_file():
             raise DataError(f"{delta_path}: no such delta; run `pkt align {self.folder}` first")
-        key = key_of("inject", file_digest(delta_path), self.target.digest, self.recipe.export.model_dump())
+        if not is_own(self, "align"):
+            raise DataError(f"{delta_path} is of another recipe than recipe.yaml; run `pkt align {self.folder}` first")
+        key = self.inject_key(file_digest(delta_path))
 
         def make() -> list[Path]:
             delta = Delta.load(delta_path)
             adapter = offer_adapter(delta, self.target, self.folder / "adapter", self.recipe.export.adapter)
-            kept = export(delta, self.target, out, dtype=self.recipe.export.dtype)
+            kept = export(delta, self.target, out, dtype=self.recipe.export.dtype, overwrite=True)
             write_json(self.folder / "export.json", kept_record(kept))
             folders = [out] if adapter is None else [out, adapter]
             return [self.folder / "export.json", *sorted(p for f in folders for p in f.iterdir() if p.is_file())]
 
         self.stages.run("inject", key, make)
         return out
+
+    def inject_key(self, delta: str | None) -> str:
+        """Hash of all that decides the export, of a delta with that digest."""
+        return key_of("inject", delta, self.target.digest, self.recipe.export.model_dump())
 
     def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
@@ -211,6 +218,10 @@ class Run:
             check_asked(self, self.task)
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
+        if "result" in arms and not is_own(self, "inject"):
+            raise DataError(
+                f"{self.folder / 'model'} is of another recipe than recipe.yaml, or of another delta; run `pkt align` and `pkt inject` first"
+            )
         self.scores.drop_damaged()
         for arm in arms:
             lm = self._scored(arm)

@@ -152,14 +152,13 @@ def reset_peak() -> None:
     """Start measuring anew, where that can be done."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    for gpu in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(gpu)
 
 
 def peak_bytes() -> int:
-    """Peak of the GPU's memory since `reset_peak`, or of this process so far on a CPU."""
+    """Peaks of the GPUs' memory since `reset_peak`, added up, or of this process so far where none was used."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_gpus = sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
+    return on_gpus or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

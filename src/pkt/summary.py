@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pkt.certificate_file import own_certificate
 from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
+from pkt.finished import is_own
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.inject.ranges import weights_under
 from pkt.models.checkpoint import file_digest, is_nano
@@ -18,7 +19,8 @@ from pkt.models.lm import LM
 from pkt.overlap import folder_warnings
 from pkt.protocols import protocol_of
 from pkt.report.words import changed_in_words
-from pkt.stages import flop_of
+from pkt.scores import Line
+from pkt.stages import SHARED, flop_of
 from pkt.tasks.chance import chance_of
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ log = logging.getLogger(__name__)
 
 def write_summary(run: Run) -> dict[str, Any]:
     """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out."""
-    folder = run.folder
+    folder, records = run.folder, run.stages.records()
     certificate = own_certificate(run)
+    own = {name for name in records if name in (*SHARED, "overlap") or is_own(run, name)}
+    lines = [line for line in run.scores.lines() if f"evaluate {line['arm']}" in own]
     summary: dict[str, Any] = {
         "name": run.recipe.name,
         "task": run.task.name,
@@ -39,19 +43,19 @@ def write_summary(run: Run) -> dict[str, Any]:
         "source": _model(run.source),
         "target": _model(run.target),
         "protocol": _protocol(run),
-        "scores": _scores(run),
-        "parts": by_part(run.scores.lines()) if run.task.format.name == "mmlu" and not is_nano(run.task.name) else [],
-        "perplexity": _perplexity(run),
+        "scores": _scores(run, lines),
+        "parts": by_part(lines) if run.task.format.name == "mmlu" and not is_nano(run.task.name) else [],
+        "perplexity": _perplexity(run, own),
         **effort(run),
         "history": [],
         "delta": [],
         "costs": [
             {"stage": name, **{k: s[k] for k in ("seconds", "peak_memory_gib", "flop") if k in s}}
-            for name, s in sorted(run.stages.records().items(), key=lambda item: _order(item[0], run))
+            for name, s in sorted(((n, records[n]) for n in own), key=lambda item: _order(item[0], run))
         ],
         "warnings": folder_warnings(folder),
     }
-    if (folder / "delta.safetensors").is_file():
+    if "align" in own and (folder / "delta.safetensors").is_file():
         delta = Delta.load(folder / "delta.safetensors")
         summary["history"] = delta.provenance.get("history", [])
         if getattr(run.options, "loss_on_prompt", False):
@@ -60,10 +64,10 @@ def write_summary(run: Run) -> dict[str, Any]:
             summary["layers"] = delta.provenance["layers"]
         summary["delta"] = _sizes(delta, run.target)
         summary["warnings"] += _warnings(delta, run)
-    if (folder / "export.json").is_file():
+    if "inject" in own and (folder / "export.json").is_file():
         summary["export"] = json.loads((folder / "export.json").read_text())
     write_json(folder / "summary.json", summary)
-    if (folder / "model").is_dir():
+    if "inject" in own and (folder / "model").is_dir():
         write_text(folder / "model" / "README.md", card(run, summary, certificate))
     return summary
 
@@ -71,7 +75,7 @@ def write_summary(run: Run) -> dict[str, Any]:
 def effort(run: Run) -> dict[str, int | None]:
     """What the delta took: trained parameters, labels and steps as its method says, operations as its stages counted them."""
     path = run.folder / "delta.safetensors"
-    said = Delta.load(path).provenance if path.is_file() else {}
+    said = Delta.load(path).provenance if path.is_file() and is_own(run, "align") else {}
     return {key: said.get(key) for key in ("trained_parameters", "labels", "steps")} | {
         "flop": flop_of(run.stages.records()) if said else None
     }
@@ -96,9 +100,9 @@ def _model(lm: LM) -> dict[str, Any]:
     }
 
 
-def _scores(run: Run) -> list[dict[str, Any]]:
+def _scores(run: Run, lines: list[Line]) -> list[dict[str, Any]]:
     """Per model and tier, with chance where guessing scores anything."""
-    rows = summarise(run.scores.lines())
+    rows = summarise(lines)
     for row in rows:
         if guessed := chance_of(run.task.name, row["tier"]):
             row["chance"] = guessed
@@ -110,8 +114,8 @@ def _protocol(run: Run) -> dict[str, Any]:
     return {"version": run.task.format.version, **asdict(protocol_of(run.recipe, run.task))}
 
 
-def _perplexity(run: Run) -> dict[str, Any] | None:
-    found = {arm: value for arm, value in run.scores.perplexities().items() if arm in run.recipe.evaluate.arms}
+def _perplexity(run: Run, own: set[str]) -> dict[str, Any] | None:
+    found = {arm: value for arm, value in run.scores.perplexities().items() if f"evaluate {arm}" in own}
     if not any(found.values()):
         return None
     return found | {"text": run.recipe.evaluate.perplexity_text or "neutral sentences of the nano world"}

@@ -225,7 +225,7 @@ def test_folders_that_are_none(adapter, tiny_target, tmp_path):
         read_adapter(folder, tiny_target)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="holds other files"):
+    with pytest.raises(DataError, match="exists and holds files"):
         export_adapter(delta, tiny_target, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 

@@ -48,6 +48,12 @@ def test_sections(refused, overrides, parts):
     refused(parts, "nano_published", *overrides)
 
 
+def test_a_guard_about_one_unit_is_refused_before_the_work(refused):
+    """Two items per tier at this seed: both known ones are about one unit."""
+    parts = ["certificate: the guard against harm", "tier known that are drawn are about 1 knowledge unit"]
+    refused(parts, "nano_direct", "evaluate.seed=71", "evaluate.limit=2")
+
+
 @pytest.mark.parametrize("rate", ["0", "-0.1"])
 def test_given_rates_are_above_zero(refused, rate):
     refused(["certificate.learning_rates"], "nano_published", f"certificate.learning_rates={{no_source: {rate}}}")

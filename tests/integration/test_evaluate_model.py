@@ -350,7 +350,7 @@ def test_folders_of_something_else_are_refused(evaluated, refused, tiny_target, 
 def test_another_checkpoint_of_the_same_name_is_scored_anew(evaluate, tiny_target, change, tmp_path, scored):
     export(change, tiny_target, tmp_path / "model")
     first = evaluate(tmp_path / "model", "--out", tmp_path / "out")
-    export(change * 2.0, tiny_target, tmp_path / "model")
+    export(change * 2.0, tiny_target, tmp_path / "model", overwrite=True)
     second = evaluate(tmp_path / "model", "--out", tmp_path / "out", tasks=("mmlu",))
     assert scored == ["mmlu", "gsm8k", "mmlu"]
     assert first["model"]["weights"] != second["model"]["weights"]

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pkt.errors import DataError, ShapeError, UnsupportedModelError
+from pkt.inject.adapter import export_adapter
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, Dense, Lines
+from pkt.inject.delta import Delta, Dense, Lines, LowRank
 from pkt.inject.export import export
 from pkt.models.lm import LM
 
@@ -28,6 +29,10 @@ def small_delta(lm, size=0.1, seed=0):
             (1, "v"): Lines(torch.tensor([2]), torch.randn(1, d.width, generator=gen) * size, 0),
         }
     )
+
+
+def weights_of(folder):
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
 
 def logits(model):
@@ -192,9 +197,41 @@ def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
-    with pytest.raises(DataError, match="holds other files"):
-        export(small_delta(tiny_target), tiny_target, tmp_path / "mine")
+    with pytest.raises(DataError, match="exists and holds files"):
+        export(small_delta(tiny_target), tiny_target, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("write", [export, export_adapter])
+def test_no_model_is_replaced_unasked(tiny_target, tmp_path, write):
+    low = Delta({(0, "up"): LowRank(torch.ones(2, 32), torch.ones(56, 2))})
+    write(low, tiny_target, tmp_path / "out")
+    before = weights_of(tmp_path / "out")
+    with pytest.raises(DataError, match="exists and holds files; give a new folder, or pass overwrite=True"):
+        write(low * 2.0, tiny_target, tmp_path / "out")
+    assert weights_of(tmp_path / "out") == before
+    write(low * 2.0, tiny_target, tmp_path / "out", overwrite=True)
+    assert weights_of(tmp_path / "out") != before
+    own = LM(shutil.copytree(tiny_target.checkpoint.folder, tmp_path / "own"), device="cpu")
+    with pytest.raises(DataError, match="own holds the target itself"):
+        write(low, own, tmp_path / "own", overwrite=True)
+
+
+def test_tensors_of_several_dtypes_are_all_kept(make_lm, tmp_path):
+    """Matrices in bfloat16 and norms in float32: what the last changed tensor is stored in decides nothing."""
+    lm = LM(shutil.copytree(make_lm("llama", "target").checkpoint.folder, tmp_path / "mixed"), device="cpu")
+    tensors = load_file(tmp_path / "mixed" / "model.safetensors")
+    tensors = {name: t if "norm" in name else t.bfloat16() for name, t in tensors.items()}
+    save_file(tensors, tmp_path / "mixed" / "model.safetensors", {"format": "pt"})
+    delta = Delta({**(small_delta(lm) * 1e-4).changes, (None, "final_norm"): Dense(torch.full((32,), 1e-5))})
+    for dtype in ("auto", "float32"):
+        kept = export(delta, lm, tmp_path / dtype, dtype=dtype)
+        assert kept.kept_cosine > 0.999
+        assert (kept.dtype, kept.target_dtype) == ("float32", "bfloat16")
+        written = load_file(tmp_path / dtype / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+        assert written.dtype == torch.float32
+    rounded = export(delta, lm, tmp_path / "target", dtype="target")
+    assert rounded.kept_cosine == kept.rounded_cosine < 0.9
 
 
 @pytest.mark.parametrize(

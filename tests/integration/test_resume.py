@@ -18,8 +18,10 @@ import pkt.run
 import pkt.summary
 from pkt.files import save_tensors, write_text
 from pkt.inject.delta import Delta
+from pkt.machine import Machine
 from pkt.models.lm import LM
 from pkt.run import Run
+from pkt.summary import write_summary
 
 STAGES = ["overlap", "locate", "align", "inject", "evaluate target", "evaluate source", "evaluate result"]
 
@@ -151,6 +153,27 @@ def test_a_changed_option_redoes_what_depends_on_it(pkt, recipe, finished, tmp_p
     assert weights(finished) == weights(tmp_path / "fresh")
 
 
+def test_what_another_recipe_left_stands_for_nothing(pkt, recipe, finished):
+    """Each command that a run is continued with, after the recipe's options changed."""
+    left = (finished / "delta.safetensors").read_bytes()
+    assert pkt("locate", recipe(), "--out", finished, "--set", "method.steps=3").code == 0
+    assert not (finished / "summary.json").exists()
+    assert "unfinished: nothing is scored yet" in pkt("compare", finished).out
+    pkt("inject", finished).refuses("delta.safetensors is of another recipe than recipe.yaml; run `pkt align")
+    pkt("evaluate", finished).refuses("model is of another recipe than recipe.yaml, or of another delta")
+    assert (finished / "delta.safetensors").read_bytes() == left
+    write_summary(Run.resume(finished, Machine("cpu")))
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["delta"], summary["steps"]) == ([], None)
+    assert {row["arm"] for row in summary["scores"]} == {"target", "source"}
+    assert {cost["stage"] for cost in summary["costs"]} == {"overlap", "locate", "evaluate target", "evaluate source"}
+    assert "steps: 2" in (finished / "model" / "README.md").read_text()
+    for command in ("align", "inject", "evaluate"):
+        assert pkt(command, finished).code == 0
+    assert json.loads((finished / "summary.json").read_text())["steps"] == 3
+    assert "steps: 3" in (finished / "model" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "redone"),
     [
@@ -166,6 +189,18 @@ def test_every_option_redoes_the_stages_that_depend_on_it(pkt, recipe, finished,
     assert pkt("run", recipe(), "--out", finished, "--set", key).code == 0
     after = records(finished)
     assert {name for name in after if after[name] != before[name]} == redone
+
+
+def test_folders_of_models_are_kept_whole(pkt, recipe, make_lm, tmp_path, monkeypatch):
+    """A run goes on, and is verified, from another working folder."""
+    for role in ("source", "target"):
+        shutil.copytree(make_lm("llama", role).name, tmp_path / "here" / role)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert pkt("locate", recipe(source="source", target="target"), "--out", tmp_path / "out").code == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pkt("align", tmp_path / "out").code == 0
+    assert Run.resume(tmp_path / "out").recipe.source.name == str(tmp_path / "here" / "source")
 
 
 def test_other_data_redoes_what_reads_it(pkt, recipe, finished, data):

@@ -392,6 +392,7 @@ def test_every_run_may_fail(pkt, small, tmp_path, monkeypatch):
         (("--over", "seed=1,2"), ["seed cannot be swept"]),
         (("--certify", "--seeds", "1"), ["--certify needs two seeds"]),
         (("--seeds", "0"), ["--seeds"]),
+        (("--set", "certificate.tier=knwon"), ["point ", "has no tier 'knwon'"]),
         (("--set", "evaluate.arms=[]"), ["a sweep compares the result with the target"]),
         (("--unsafe-no-sandbox",), ["add --allow-code-execution"]),
     ],

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 
 from pkt.errors import DataError, PktError, ShapeError, UnsupportedModelError
 from pkt.inject.apply import injected, write_
 from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.ranges import weights_under
+from pkt.stages import peak_bytes
 
 
 @pytest.fixture
@@ -199,3 +203,23 @@ def test_tied_embeddings_are_injected_as_written_or_refused(make_lm, whole):
         with tied.loaded() as model:
             write_(model, change)
             torch.testing.assert_close(hooked, logits(model, IDS), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("part", ["up", "gate", "down", "v", "k", "o"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_weights_under_lines_are_those_lines(tiny_target, part, axis):
+    index = torch.tensor([2, 0])
+    height, width = tiny_target.shape(1, part)
+    change = Lines(index, torch.ones(2, width if axis == 0 else height), axis)
+    with tiny_target.loaded() as model:
+        weight = model.get_submodule(tiny_target.family.path(1, part)).weight.index_select(axis, index)
+    found = weights_under(tiny_target, (1, part), change)
+    assert float(found.norm()) == pytest.approx(float(weight.norm()))
+    assert found.numel() == change.size()
+
+
+def test_peak_memory_is_that_of_all_gpus_or_of_the_process(monkeypatch):
+    assert peak_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: (3, 4)[gpu])
+    assert peak_bytes() == 7

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pkt.errors import DataError, UnsupportedModelError
+from pkt.errors import UnsupportedModelError
 from pkt.files import HEADER, save_tensors
 from pkt.inject.delta import Change, Delta, Key, Lines, LowRank
+from pkt.inject.export import check_free
 from pkt.models.families import BIAS
 from pkt.models.lm import LM
 
@@ -53,16 +54,19 @@ def factors(change: Change, shape: list[int]) -> LowRank:
     return LowRank(change.values, chosen) if change.axis == 0 else LowRank(chosen.T.contiguous(), change.values.T.contiguous())  # fmt: skip
 
 
-def export_adapter(delta: Delta, target: LM, out: Path) -> None:
+def export_adapter(delta: Delta, target: LM, out: Path, *, overwrite: bool = False) -> None:
     """Write an adapter folder that `PeftModel.from_pretrained(target, out)` loads. Nothing is left behind if it fails.
+
+    Args:
+        overwrite: replace an adapter that is in `out`.
 
     Raises:
         ShapeError: the delta does not fit.
         UnsupportedModelError: a change is dense, or changes tied embeddings, which peft would merge wrongly.
-        DataError: `out` holds other files.
+        DataError: `out` holds files.
     """
-    if out.exists() and not (out / CONFIG).is_file() and any(out.iterdir()):
-        raise DataError(f"{out} exists and holds other files; give a new folder")
+    out = Path(out)
+    check_free(out, target, CONFIG, overwrite=overwrite)
     check_ties(delta.changes, target)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -122,7 +126,7 @@ def offer_adapter(delta: Delta, target: LM, out: Path, wanted: str) -> Path | No
     if wanted == "never" or (wanted == "auto" and not is_low_rank(delta)):
         shutil.rmtree(out, ignore_errors=True)
         return None
-    export_adapter(delta, target, out)
+    export_adapter(delta, target, out, overwrite=True)
     return out
 
 

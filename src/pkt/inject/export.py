@@ -2,8 +2,8 @@
 
 Adding a small change in a low precision can lose it. So the change that rounding keeps is measured: the share of changed
 entries that still differ from the target, and the cosine between the change that is left and the one that was meant.
-Where the cosine over all changed tensors is below 0.99 those tensors are stored in float32, and the config asks for float32, so
-that plain `from_pretrained` does not round them after all.
+Where the cosine over all changed tensors is below 0.99, or they are stored in several dtypes, those tensors are stored in float32, and
+the config asks for float32, so that plain `from_pretrained` does not round them after all.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Kept:
     kept_cosine: float
     """Cosine between the rounded change and the delta."""
     target_dtype: str
+    """The narrowest in which the target stores one of them."""
     rounded_cosine: float
-    """The cosine that rounding to the target's own dtype would leave."""
+    """The cosine that rounding to the target's own dtypes would leave."""
     changed_tensors: int
 
 
@@ -78,7 +79,7 @@ class _Survival:
         return self.alive / self.nonzero if self.nonzero else 1.0
 
 
-def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
+def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> Kept:
     """Write `target` with `delta` to the folder `out`.
 
     Tokenizer and config are copied, untouched files are copied as they are, and a touched shard is read, changed and
@@ -86,29 +87,31 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
 
     Args:
         dtype: of the changed tensors: `auto`, `target` or `float32` (see the module's docstring).
+        overwrite: replace a model that is in `out`.
 
     Raises:
         ShapeError: the delta does not fit.
-        DataError: `out` exists and is no earlier export.
+        DataError: `out` holds files.
     """
-    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
-        raise DataError(f"{out} exists and holds other files; give a new folder")
+    out = Path(out)
+    check_free(out, target, "config.json", overwrite=overwrite)
     changes: dict[str, Changes] = {}
     for name, change in delta.tensors(target):
         changes.setdefault(name, []).append(change)
     survival = {name: _Survival() for name in ("target", "float32")}
-    stored = torch.float32
+    dtypes = set()
     for name, of_tensor in changes.items():
         with safe_open(target.checkpoint.files[name], "pt") as f:
             weight = f.get_tensor(name)
-        stored = weight.dtype
+        dtypes.add(weight.dtype)
         _measure(weight, of_tensor, survival)
     if target.stored_twice and (embed := f"{target.family.embed}.weight") in changes:
         changes[target.stored_twice] = changes[embed]
+    narrow, widest = (of(dtypes or {torch.float32}, key=lambda d: d.itemsize) for of in (min, max))
     chosen = dtype
     if dtype == "auto":
-        chosen = "target" if survival["target"].cosine >= KEEP_COSINE else "float32"
-    wide = chosen == "float32" and stored != torch.float32
+        chosen = "target" if narrow == widest and survival["target"].cosine >= KEEP_COSINE else "float32"
+    wide = chosen == "float32" and narrow != torch.float32
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -123,8 +126,8 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
         shutil.rmtree(temporary, ignore_errors=True)
     kept = survival["float32" if wide else "target"]
     names = {
-        "target_dtype": str(stored).removeprefix("torch."),
-        "dtype": "float32" if wide else str(stored).removeprefix("torch."),
+        "target_dtype": str(narrow).removeprefix("torch."),
+        "dtype": "float32" if wide else str(widest).removeprefix("torch."),
     }
     log.info("exported %d changed tensors to %s", len(changes), out)
     return Kept(
@@ -134,6 +137,22 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto") -> Kept:
         changed_tensors=len(changes),
         **names,
     )
+
+
+def check_free(out: Path, target: LM, holds: str, *, overwrite: bool) -> None:
+    """Raise DataError if writing to `out` would lose something.
+
+    Args:
+        holds: the file by which a folder is known to hold what is written. overwrite: whether that may be replaced.
+    """
+    if out.exists() and out.resolve() == target.checkpoint.folder.resolve():
+        raise DataError(f"{out} holds the target itself; give a new folder")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite or not (out / holds).is_file():
+        raise DataError(
+            f"{out} exists and holds files; give a new folder, or pass overwrite=True where it holds an earlier export"
+        )
 
 
 def changed(weight: Tensor, changes: Changes) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pkt.inject.delta import Change, Delta, Key, Lines
+from pkt.models.families import LINE_AXIS
 from pkt.models.lm import LM
 
 QUANTILES = {"q01": 0.01, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q99": 0.99}
@@ -16,11 +17,13 @@ QUANTILES = {"q01": 0.01, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q99": 0.99}
 
 
 def weights_under(target: LM, key: Key, change: Change) -> Tensor:
-    """The target's weights that a change is added to, float32: its lines alone, one a row, or the whole part."""
+    """The target's weights that a change is added to, float32: its lines alone, or the whole part."""
     layer, part = key
-    if isinstance(change, Lines) and layer is not None:
+    if not isinstance(change, Lines):
+        return target.part(layer, part)
+    if layer is not None and LINE_AXIS.get(part) == change.axis:
         return target.slices(part, {layer: change.index.tolist()})[layer]
-    return target.part(layer, part)
+    return target.part(layer, part).index_select(change.axis, change.index)
 
 
 def ranges(delta: Delta, target: LM) -> Iterator[tuple[Key, dict[str, Any]]]:
