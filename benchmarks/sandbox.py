@@ -8,6 +8,7 @@ Prints the times with the bars (start-up under 100 ms, 164 items in 30 s), and e
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def all_sandboxed() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sandbox.check()
     starts: dict[str, list[float]] = {"sandbox": [], "plain": []}
     for _ in range(ROUNDS):

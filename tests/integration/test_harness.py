@@ -19,6 +19,7 @@ from pkt.nano import world
 from pkt.tasks.base import Example, Task
 from pkt.tasks.formats import FORMATS
 from pkt.tasks.prompts import STYLES, render
+from pkt.tasks.protocol import GREEDY, Protocol
 from pkt.tasks.sources import task
 
 CITIES = tuple(world.VALUES["city"])
@@ -297,6 +298,27 @@ def test_what_cannot_be_graded_stops_before_any_work(model, tokenizer, ranking) 
         with pytest.raises(DataError, match="split train is empty"):
             score(model, tokenizer, ranking, style="plain", split="train")
     assert not calls
+
+
+@pytest.mark.parametrize("protocol", [GREEDY, Protocol(samples=2, temperature=1.0)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_an_answer_of_no_logits_is_refused(model, tokenizer, writing, protocol, scale) -> None:
+    before = model.generation_config
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    with pytest.raises(
+        UnsupportedModelError, match=r"^the model gives NaN .* logits after '.*\?\\nAnswer:'; .*float32$"
+    ):
+        score(model, tokenizer, writing, style="plain", protocol=protocol)
+    assert model.generation_config is before
+
+
+def test_a_collapsed_model_of_finite_logits_is_scored(model, tokenizer, writing) -> None:
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1e30)
+    lines = score(model, tokenizer, writing, style="plain")
+    assert [line["score"] for line in lines] == [0.0] * 7
+    assert perplexity(model, tokenizer, "some text or other") is None
 
 
 def test_limit_draws_per_tier_and_keeps_order(model, tokenizer, ranking) -> None:

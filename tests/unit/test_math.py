@@ -63,6 +63,15 @@ def test_the_last_box(text, box):
         ("1,000", "1000"),
         ("10{,}000", "10,000"),
         ("10,\\!000", "10000"),
+        ("1{,}000", "1000"),
+        ("1\\,000", "1000"),
+        ("1,\\! 000", "1000"),
+        ("-1,234,567.5", "-1234567.5"),
+        ("- 1,000", "-1000"),
+        ("\\$ 1,000", "1000"),
+        ("100,200", "100, 200"),
+        ("3,125", "3, 125"),
+        ("1, 000", "1,000"),
         ("\\text{Evelyn}", "Evelyn"),
         ("\\text{(C)}", "(C)"),
         ("x=5", "5"),
@@ -88,6 +97,15 @@ def test_the_same_answer_in_other_words(found, gold):
         ("\\boxed{(1,000)}", "1000"),
         ("\\boxed{1,2}", "12"),
         ("\\boxed{1,20}", "120"),
+        ("\\boxed{100, 200}", "100200"),
+        ("\\boxed{100200}", "100, 200"),
+        ("\\boxed{3, 125}", "3125"),
+        ("\\boxed{3125}", "3, 125"),
+        ("\\boxed{1,000, 2}", "10002"),
+        ("\\boxed{1, 234, 567}", "1234567"),
+        ("\\boxed{1, 234,567}", "1234567"),
+        ("\\boxed{100{,}200}", "100, 200"),
+        ("\\boxed{100\\,200}", "100, 200"),
         ("\\boxed{[0,1)}", "(0,1)"),
         ("\\boxed{x+3}", "x-3"),
         ("\\boxed{\\sqrt{3}}", "3"),
@@ -105,6 +123,10 @@ def test_the_same_answer_in_other_words(found, gold):
 )
 def test_another_answer(output, gold):
     assert MATH.grade(item(gold), output) == 0.0
+
+
+def test_grades_have_a_version_of_their_own():
+    assert MATH.version == 2, "raise it with every change of prompts or grades"
 
 
 def test_a_row_of_the_test_set():

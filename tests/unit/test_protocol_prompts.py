@@ -291,6 +291,38 @@ def test_prompts_that_are_too_long(tokenizer, style) -> None:
     assert len(cut.text) < len(whole[1].text)
 
 
+@pytest.mark.parametrize("style", ["tulu", "plain", "chat_template"])
+def test_a_cut_prompt_holds_some_of_its_question(tokenizer, style) -> None:
+    found = toy("gsm8k", GSM)
+    (example,) = found.split("test")
+    text, new = sent(tokenizer, found, style), found.format.max_new_tokens
+    after = len(text.rpartition(example.prompt)[2])
+    special = len(tokenizer("", add_special_tokens=style != "chat_template")["input_ids"])
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    least = special + sum(end > len(text) - after for _, end in offsets) + 1  # one token of the question
+    cut = asked(tokenizer, found, style, Protocol(too_long="cut"), new + least)
+    assert (cut.is_cut, cut.length) == (True, least)
+    assert len(cut.text) > after
+    for context in (new - 1, new, new + 2, new + least - 1):
+        for too_long in ("stop", "cut"):
+            with pytest.raises(DataError, match=f"t:1: .* but the context holds {context}; .*no room.*`wrong`") as e:
+                asked(tokenizer, found, style, Protocol(too_long=too_long), context)
+            assert "or `cut` (" not in str(e.value)
+        assert not asked(tokenizer, found, style, Protocol(too_long="wrong"), context).fits
+    with pytest.raises(DataError, match=r"or `cut` \("):
+        asked(tokenizer, found, style, GREEDY, new + least)
+
+
+def test_one_prompt_of_which_nothing_would_be_left_is_named(tokenizer) -> None:
+    items = [FORMATS["mmlu"].from_test({**row, "question": "word " * 60}, f"t:{i}") for i, row in enumerate(MMLU_ROWS)]
+    items[1] = replace(items[1], choices=("A", "B " * 200))
+    found = Task("mmlu", FORMATS["mmlu"], {"test": items}.__getitem__, "toy")
+    asking = Asking(found, "plain", tokenizer, 100, Protocol(too_long="cut"))
+    assert [item.is_cut for item in asking.all([items[0], items[2]])] == [True, True]
+    with pytest.raises(DataError, match=r"example t:1: [^;]*context holds 100; a cut prompt"):
+        asking.all(items)
+
+
 def test_nano_texts_are_those_that_the_models_learnt() -> None:
     """The hash was taken before formats had a plain style of their own."""
     seen, count = hashlib.sha256(), 0

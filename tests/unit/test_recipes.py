@@ -24,3 +24,14 @@ def test_right_answers_are_not_cut(recipe, name):
         assert example.response.startswith(start)
         answer = tokenizer(example.response.removeprefix(start), add_special_tokens=False)["input_ids"]
         assert len(answer) < most  # and the end of sequence
+
+
+CODE = ("humaneval", "mbpp", "mbpp_plus")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_graded_code_score_it_and_say_what_that_needs(path):
+    recipe, text = load_recipe(path.stem), path.read_text(encoding="utf-8")
+    assert {"target", "result"} <= set(recipe.evaluate.arms)
+    assert "does not grade" not in text
+    assert recipe.task.name not in CODE or "--allow-code-execution" in text

@@ -150,9 +150,11 @@ def test_certificates_of_different_numbers_of_seeds_are_no_table():
     assert len(planned(load_sweep(["nano_tuned", "nano_demo"], seeds=4), Path("out"), certify=True)) == 2
 
 
-def test_a_sweep_needs_scores_of_target_and_result():
+def test_a_sweep_needs_scores_of_target_and_result(tmp_path):
+    text = (RECIPES / "llama2_13b_to_7b_mbpp.yaml").read_text(encoding="utf-8")
+    (tmp_path / "unscored.yaml").write_text(f"{text}evaluate: {{arms: []}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="a sweep compares the result with the target"):
-        points(load_sweep(["llama2_13b_to_7b_mbpp"], FEW))
+        points(load_sweep([str(tmp_path / "unscored.yaml")], FEW))
 
 
 def test_what_is_set_is_not_swept():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 
 import pytest
 import torch
@@ -33,3 +35,14 @@ def test_every_token_but_the_first_counts_once_and_the_sums_give_the_perplexity(
                 logp = model(ids[None, start:end]).logits[0].log_softmax(-1)
             expected = -sum(float(logp[at - 1 - start, ids[at]]) for at in range(done, end))
             assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "said"), [(math.nan, "nan"), (1e6, r"\d+\.\d"), (math.inf, "nan")])
+def test_a_perplexity_that_is_no_number_is_none(tiny_target, caplog, scale, said):
+    with tiny_target.loaded() as loaded:
+        model = copy.deepcopy(loaded)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    assert perplexity(model, tiny_target.tokenizer, TEXT) is None
+    assert len(caplog.messages) == 1
+    assert re.search(f"a token's mean loss is {said}", caplog.messages[0])

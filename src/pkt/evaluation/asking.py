@@ -55,12 +55,16 @@ class Asking:
         """The items as they are sent, in order; one that does not fit stands among them only where it counts as wrong.
 
         Raises:
-            DataError: a text leaves no room for its answer, and the protocol says to stop.
+            DataError: a text leaves no room for its answer, and the protocol says to stop, or a cut one holds nothing of its question.
         """
         found = self._rounds(examples)
         long = [asked for asked in found if not asked.fits]
         if long and self.protocol.too_long == "stop":
             raise DataError(self._stopped(long, len(found)))
+        is_cutting = self.protocol.too_long == "cut"
+        sent = [self._cut(asked) if is_cutting and not asked.fits else asked for asked in found]
+        if lost := [asked for asked, left in zip(found, sent, strict=True) if left is None]:
+            raise DataError(self._stopped(lost, len(found)))
         wanted = self.protocol.shots
         short = sum(asked.shots < wanted for asked in found)
         if short:
@@ -77,7 +81,7 @@ class Asking:
                 len(found),
                 what,
             )
-        return [self._cut(asked) if self.protocol.too_long == "cut" and not asked.fits else asked for asked in found]
+        return [asked for asked in sent if asked is not None]
 
     def one(self, example: Example) -> Asked:
         """An item with as many worked examples as there is room for, the first of them."""
@@ -120,8 +124,8 @@ class Asking:
         found = self.tokenizer(list(texts), add_special_tokens=adds_special_tokens(self.style), verbose=False)
         return [len(ids) for ids in found["input_ids"]]
 
-    def _cut(self, asked: Asked) -> Asked:
-        """The end of a text, as much as fits."""
+    def _cut(self, asked: Asked) -> Asked | None:
+        """The end of a text, as much as fits; None where that holds nothing of the question."""
         text, length = asked.text, asked.length
         while length > asked.room and text:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
@@ -130,13 +134,21 @@ class Asking:
             over = min(length - asked.room, len(offsets) - 1)
             text = text[max(1, offsets[over][0]) :]
             (length,) = self._lengths([text])
+        question = asked.example.prompt.strip()
+        at = asked.text.rfind(question)  # not found in a plain style of its own, whose text is all question
+        after = len(asked.text) - at - len(question) if at >= 0 else 0
+        if not text[: max(0, len(text) - after)].strip():
+            return None
         return Asked(asked.example, text, asked.shots, length, asked.room, is_cut=True)
 
     def _stopped(self, long: Sequence[Asked], num: int) -> str:
         first = long[0]
         more = f", and so do {len(long) - 1} of the other {num - 1} items" if long[1:] else ""
+        cut = " or `cut` (their beginning is cut off)"
+        if any(self._cut(asked) is None for asked in long):
+            cut, more = "", f"{more}; a cut prompt would have no room for its question"
         return (
             f"example {first.example.id}: its prompt has {first.length} tokens and its answer up to {self.answer(first.example)} more, but "
-            f"the context holds {self.context}{more}; set evaluate.too_long (`pkt evaluate --too-long`) to `wrong` (they count as wrong) or `cut` (their beginning is "
-            f"cut off), or use a model with a longer context"
+            f"the context holds {self.context}{more}; set evaluate.too_long (`pkt evaluate --too-long`) to `wrong` (they count as wrong)"
+            f"{cut}, or use a model with a longer context"
         )

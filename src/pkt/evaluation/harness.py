@@ -24,6 +24,7 @@ from pkt.tasks.protocol import Protocol, check
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 NAME = "pkt"
@@ -80,7 +81,7 @@ def score(
     Raises:
         ConfigError: the task cannot be asked so.
         DataError: the split is empty, an item cannot be graded, or its prompt leaves no room for the answer.
-        UnsupportedModelError: a likelihood is NaN.
+        UnsupportedModelError: a likelihood is NaN, or the logits of an answer are NaN or infinite.
     """
     protocol = protocol or task.format.protocol
     check(task.format, task.name, protocol)
@@ -193,6 +194,16 @@ def _harness_model(
 
     before = tokenizer("x", add_special_tokens=False)["input_ids"]
 
+    def checked(ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """The logits as they are: of NaN, decoding would make tokens that the model never chose."""
+        is_broken_B = ~logits_BV.amax(-1).isfinite()
+        if is_broken_B.any():
+            text = tokenizer.decode(ids_BT[is_broken_B][0], skip_special_tokens=True)
+            raise UnsupportedModelError(
+                f"the model gives NaN or infinity instead of logits after {text[-40:]!r}; check its weights, or load it in float32"
+            )
+        return logits_BV
+
     class Scored(HFLM):
         """Progress bars on a terminal only, one pass for all choices, and draws of our own where answers are sampled."""
 
@@ -213,6 +224,7 @@ def _harness_model(
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
             settings = sampler.taking_over(context, settings)
+            settings["logits_processor"] = [checked, *settings.get("logits_processor", [])]
             return super()._model_generate(context, max_length, stop, **settings)
 
     return Scored(

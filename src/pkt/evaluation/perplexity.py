@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +15,12 @@ from pkt.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+log = logging.getLogger(__name__)
 
 WINDOW = 512
 """Tokens in one pass."""
+MOST = math.log(sys.float_info.max)
+"""The loss, in nats, whose perplexity is the largest number."""
 
 
 def perplexity(
@@ -25,10 +30,19 @@ def perplexity(
     *,
     window: int = WINDOW,
     stride: int = WINDOW // 2,
-) -> float:
-    """exp of the mean negative log-likelihood of a token, in float32: see `window_losses`."""
+) -> float | None:
+    """exp of the mean negative log-likelihood of a token, in float32: see `window_losses`.
+
+    Returns: None, with a warning, where the loss is NaN or its exp is beyond all numbers.
+    """
     found = window_losses(model, tokenizer, text, window=window, stride=stride)
-    return math.exp(sum(loss for _, loss in found) / sum(count for count, _ in found))
+    loss = sum(loss for _, loss in found) / sum(count for count, _ in found)
+    if loss < MOST:
+        return math.exp(loss)
+    log.warning(
+        "perplexity: a token's mean loss is %.1f nats, expected a number below %.1f; it is given as null", loss, MOST
+    )
+    return None
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ NEXT_PROBLEM = "\nProblem:"
 """Where a model that goes on with another problem is stopped."""
 MAX_NEW_TOKENS = 1024
 
-THOUSANDS = re.compile(r"-?\d{1,3}(?:(?:,|\{,\}|,\\!)\d{3})+(?:\.\d+)?")
-"""A whole answer that is a number with commas: in a tuple they separate."""
+THOUSANDS = re.compile(r"-? *\d{1,3}(?:(?:,|\{,\} *|,\\! *)\d{3})+(?:\.\d+)?")
+"""A whole answer that is a number with commas: in a tuple, or with a space after them, they separate."""
 LAYOUT = re.compile(r"\\(?:[,;:!>]|quad\b|qquad\b|left\b|right\b|displaystyle\b)|~|\\ (?=\S)")
 TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|operatorname)\{([^{}]*)\}")
 UNIT = re.compile(r"(?<=[\d})])\s*\\(?:text|textrm|mathrm|mbox)\{\s*[A-Za-z][A-Za-z .]*\}(?:\^\{?\d\}?)?$")
@@ -52,10 +52,8 @@ def last_box(text: str) -> str | None:
 
 def tidied(answer: str) -> str:
     """An answer without what says nothing of its value: dollar signs, layout, units, `\\text`, commas in a number, a last full stop."""
-    text = answer.strip().strip("$").strip().rstrip(".")
-    text = text.replace("\\$", "").replace("\\%", "").replace("%", "")
-    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", "", text)
-    if THOUSANDS.fullmatch(text.replace(" ", "")):
+    text = _bare(answer)
+    if THOUSANDS.fullmatch(text):
         return re.sub(r"[^\d.-]", "", text)
     text = re.sub(r"\s+", " ", LAYOUT.sub("", text)).strip()
     text = TEXT.sub(r"\1", UNIT.sub("", text)).strip()
@@ -63,12 +61,22 @@ def tidied(answer: str) -> str:
     return re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
 
 
+def _bare(answer: str) -> str:
+    """Without dollar and per cent signs, degrees and a last full stop."""
+    text = answer.strip().strip("$").strip().rstrip(".")
+    text = text.replace("\\$", "").replace("\\%", "").replace("%", "")
+    return re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)", "", text).strip()
+
+
 def same_answer(found: str, gold: str) -> bool:
     """Whether two answers are the same: `\\dfrac12` is `\\frac{1}{2}`, .5 is 0.5, 1,000 is 1000."""
     from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
     one, two = tidied(found), tidied(gold)
-    return bool(one) and (one == two or bool(is_equiv(one, two)))
+    if one == two or is_equiv(one, two):
+        return bool(one)
+    bare, other = (_bare(text).replace(" ", "") for text in (found, gold))
+    return bare == other and THOUSANDS.fullmatch(bare) is not None  # 100,200 may also be the list 100, 200
 
 
 def grade_math(example: Example, output: str) -> float:
@@ -110,4 +118,5 @@ MATH = Format(
     stop=(NEXT_PROBLEM,),
     max_new_tokens=MAX_NEW_TOKENS,
     shown=_shown,
+    version=2,
 )
