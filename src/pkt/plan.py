@@ -36,9 +36,8 @@ def plan(run: Run) -> Plan:
     run.method.requires(run.source, run.target, run.options)
     source, target = run.source, run.target
     models = [_model_row(role, lm) for role, lm in (("source", source), ("target", target))]
-    moved, lines = _moved(run)
-    costs, notes = _costs(run, lines)
-    return Plan(models, moved, costs, notes)
+    costs, notes = _costs(run)
+    return Plan(models, _moved(run), costs, notes)
 
 
 def _model_row(role: str, lm: LM) -> dict[str, Any]:
@@ -55,28 +54,27 @@ def _model_row(role: str, lm: LM) -> dict[str, Any]:
     }
 
 
-def _moved(run: Run) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Lines per layer and module type, if the method works at a transfer rate."""
+def _moved(run: Run) -> list[dict[str, Any]]:
+    """What is injected per layer and module type, if the method works at a transfer rate."""
     rate = getattr(run.options, "injection_rate", None) or getattr(run.options, "transfer_rate", None)
     if rate is None:
-        return [], {}
+        return []
     from pkt.extract.location import counts
 
     num = counts(run.target.dims, rate)
-    rows, lines = [], {}
+    rows = []
     for kind, parts in KINDS.items():
         for part in parts:
             size = _size(run.target, kind, part)
-            lines[part] = min(num[kind], size)
             rows.append(
                 {
                     "part": f"{part}_proj",
-                    "lines": f"{lines[part]} {'rows' if part in ('up', 'v') else 'columns'} of {size} in each layer",
+                    "lines": f"{min(num[kind], size)} {'rows' if part in ('up', 'v') else 'columns'} of {size} in each layer",
                     "layers": f"{run.target.dims.layers} of the source's {run.source.dims.layers}, {_paired_by(run, kind)}",
                     "width": f"{run.source.dims.width} -> {run.target.dims.width}",
                 }
             )
-    return rows, lines
+    return rows
 
 
 def _paired_by(run: Run, kind: str) -> str:
@@ -109,7 +107,7 @@ def _size(lm: LM, kind: str, part: str) -> int:
     return lm.dims.kv_heads * lm.dims.head_dim if part == "v" else lm.dims.neurons(kind)
 
 
-def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[str]]:
+def _costs(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     source, target, options = run.source, run.target, run.options
     lengths = {name: _mean_tokens(run, name) for name in (*run.method.splits, "test")}
     speed = measured_flops(target.torch_device)
@@ -117,7 +115,7 @@ def _costs(run: Run, lines: dict[str, int]) -> tuple[list[dict[str, Any]], list[
     if getattr(options, "alignment", None) == "activations":
         rows += _states_rows(run, lengths["align"], speed)
     if hasattr(options, "hidden"):  # a hypernetwork is trained
-        rows.append(_align_row(run, lines, lengths["align"], speed))
+        rows.append(_align_row(run, lengths["align"], speed))
     if run.method.preparation_key(run.task, options) is not None:
         rows.append(_answers_row(run, lengths.get("train", lengths["test"]), speed))
     if isinstance(options, FinetuneConfig):
@@ -155,8 +153,12 @@ def _location_rows(run: Run, lengths: dict[str, float], speed: float) -> list[di
 
     options, tokens = run.options, lengths["extract"]
     if not isinstance(options, LocatorOptions):
-        flop = 6.0 * run.source.parameters() * tokens * len(run.task.location)
-        held = _weights(run, run.source) + 4.0 * run.source.parameters()
+        layers, num = run.source.dims.layers, run.source.parameters()
+        at_once = min(layers, getattr(options, "layers_at_once", 0) or layers)
+        passes = math.ceil(layers / at_once)
+        # each goes forward, and back to its lowest layer; together they make every weight's gradient once
+        flop = 3.0 * (1 + passes) * num * tokens * len(run.task.location)
+        held = _weights(run, run.source) + 4.0 * num * at_once / layers
         return [_row("locate in the source", flop, held, speed)]
     locator = locator_of(options)
     examples = examples_for(run.task, locator)
@@ -205,7 +207,8 @@ def _finetune_row(run: Run, tokens: float, speed: float) -> dict[str, Any]:
     examples, num = len(run.task.split("train")) + getattr(options, UNLABELLED, 0), target.parameters()
     steps = options.epochs * math.ceil(examples / options.batch_size)
     d, micro = target.dims, min(options.micro_batch, options.batch_size)
-    widest = micro * tokens * (d.layers * (8 * d.width + 3 * d.ffn) + d.vocab) * 4
+    layers = 1 if options.gradient_checkpointing else d.layers
+    widest = micro * tokens * (layers * (8 * d.width + 3 * d.ffn) + d.vocab) * 4
     adapters = isinstance(options, LoraConfig)
     trained = 2 * options.rank * d.layers * 7 * d.width if adapters else num
     weights = _weights(run, target) if adapters else 4.0 * num
@@ -226,18 +229,22 @@ def _states_rows(run: Run, length: float, speed: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _align_row(run: Run, lines: dict[str, int], length: float, speed: float) -> dict[str, Any]:
+def _align_row(run: Run, length: float, speed: float) -> dict[str, Any]:
     """Training the hypernetwork; without passes through the target where only moments of weights count."""
+    from pkt.extract.location import counts
+
     source, target, options = run.source, run.target, run.options
     d, hidden = target.dims, options.hidden or source.dims.width
-    entries = d.layers * sum(lines.values())
+    num = counts(d, options.transfer_rate)
+    lines = d.layers * sum(num[kind] * len(parts) for kind, parts in KINDS.items())
     widths = [source.dims.width, *[hidden] * (options.depth - 1), d.width]
     weights = sum(one * two for one, two in itertools.pairwise(widths))
-    step = 6.0 * entries * weights
-    memory = 16.0 * len(PARTS) * weights + 4 * entries * (sum(widths) + d.width)
+    step = 6.0 * lines * weights
+    memory = 16.0 * len(PARTS) * weights + 4 * lines * (sum(widths) + d.width)
     if getattr(options, "alignment", "language") != "moments":
         batch = 1 + min(15, len(run.task.split("align")))
-        step += 4.0 * target.parameters() * batch * length
+        # every token goes through the frozen weights and through the delta, which has gradients of its own
+        step += (4.0 * target.parameters() + 6.0 * lines * d.width) * batch * length
         widest = options.micro_batch * length * d.layers * (8 * d.width + 3 * d.ffn) * 4
         memory += _weights(run, target) + widest / (d.layers if options.gradient_checkpointing else 1)
     return _row(f"align, {options.steps} steps", step * options.steps, memory, speed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from run_folders import message_row, write_lines
+from safetensors import SafetensorError
 
 from pkt.models.lm import LM
+
+INDEX = "model.safetensors.index.json"
 
 
 def state(folder: Path) -> dict[str, bytes | None]:
@@ -177,6 +181,16 @@ def test_pair_that_lacks_what_the_method_needs(refused, make_lm):
         (
             lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
             ["model.safetensors: not a whole safetensors file", "copy the checkpoint again"],
+        ),
+        *(
+            (lambda f, text=text: (f / INDEX).write_text(text), [f"{INDEX}: damaged", "copy the checkpoint again"])
+            for text in (
+                '{"weight_map": {"lm_head.wei',
+                '{"metadata": {}}',
+                '{"weight_map": []}',
+                '{"weight_map": {"a": 1}}',
+                "[]",
+            )
         ),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], ["no tokenizer could be read", "copy its tokenizer"]),
         (lambda f: (f / "tokenizer.json").write_text("{"), ["no tokenizer could be read", "copy its tokenizer"]),
@@ -344,6 +358,28 @@ def test_a_real_process_prints_one_line_and_exits_with_2(recipe, tmp_path):
     assert done.stderr.startswith("error: some-body/some-model is neither a folder here nor in the hub cache")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Io error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line(monkeypatch, capsys, error):
+    import pkt.execute
+    from pkt.cli import main
+
+    def write(*_args):
+        raise error
+
+    monkeypatch.setattr(pkt.execute, "execute", write)
+    monkeypatch.setattr("sys.argv", ["pkt", "run", "nano_tuned", "--out", "nowhere"])
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert e.value.code == 2
+    assert capsys.readouterr().err.startswith("error: no space is left on the disk; free some and run the same command")
 
 
 def test_out_of_memory_says_what_to_do(monkeypatch, capsys):

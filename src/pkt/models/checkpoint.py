@@ -1,10 +1,11 @@
-"""Where a checkpoint is, and what its safetensors headers say. Reads weights only line by line, on request."""
+"""Where a checkpoint is, and what its safetensors headers say. Weights are fetched when first needed, and read line by line."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,12 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+CARD = "README.md"
+"""The model card, which names the licence."""
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+Headers = dict[str, tuple[list[int], str]]
+"""Tensor name -> shape, and stored dtype as safetensors names it."""
 
 
 def is_nano(name: str) -> bool:
@@ -38,12 +45,17 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
     """The folder of a checkpoint. `nano/...` is embedded, what exists here is a folder, the rest is a hub name.
 
     Args:
-        weights: fetch the safetensors files too, and not only config and tokenizer.
+        weights: fetch the safetensors files too, and not only config, tokenizer and card.
 
     Raises:
         DataError: nothing is there, or the hub cannot be reached.
         UnsupportedModelError: the repository is gated.
     """
+    return _here(name) or _download(name, revision, ("model*.safetensors", *SIDE_FILES) if weights else SIDE_FILES)
+
+
+def _here(name: str) -> Path | None:
+    """The folder of a checkpoint that is embedded or exists; None for a hub name."""
     if is_nano(name):
         folder = NANO / name.removeprefix("nano/")
         if not (folder / "config.json").is_file():
@@ -57,15 +69,42 @@ def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> 
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError(f"model folder {name} does not exist; give an existing folder, a hub name or nano/...")
-    return _download(name, revision, ("model*.safetensors", *SIDE_FILES) if weights else SIDE_FILES)
+    return None
 
 
 def _download(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
+    """The cache's folder, with the files of some patterns and the card."""
     from huggingface_hub import errors, snapshot_download
+
+    with _hub_errors(name, revision):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, CARD]))
+        except errors.LocalEntryNotFoundError:  # out of reach: a cache that lacks the card alone will do
+            return Path(
+                snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True)
+            )
+
+
+def _hub_headers(name: str, revision: str | None) -> Headers | None:
+    """What the hub reads from the headers of a repository's weight files; None where it cannot, and the files must tell."""
+    from huggingface_hub import errors, get_safetensors_metadata
+
+    with _hub_errors(name, revision):
+        try:
+            files = get_safetensors_metadata(name, revision=revision).files_metadata.values()
+        except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, errors.RemoteEntryNotFoundError):
+            return None
+    return {tensor: (list(info.shape), info.dtype) for file in files for tensor, info in file.tensors.items()}
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """What the hub's library raises, as one line."""
+    from huggingface_hub import errors
 
     at = f"{name} at revision {revision}" if revision else name
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        yield
     except errors.GatedRepoError as e:
         raise UnsupportedModelError(
             f"{name} is a gated repository: accept its terms on its hub page, then log in with `hf auth login` or set HF_TOKEN"
@@ -76,7 +115,7 @@ def _download(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
         raise DataError(f"{name} is neither a folder here nor a repository on the hub that you can read") from e
     except errors.HFValidationError as e:
         raise DataError(f"{name!r} is neither a folder here nor a valid hub name") from e
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as e:
         raise DataError(
             f"{at} is neither a folder here nor in the hub cache, and the hub could not be reached; "
             f"download it first or give a folder"
@@ -84,28 +123,37 @@ def _download(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
 
 
 class Checkpoint:
-    """The safetensors files of one model folder."""
+    """The safetensors files of one model. Those of a hub model are fetched when one of them is first needed.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        name: `nano/...`, a folder, or a name on the hub.
+        revision: branch, tag or commit on the hub.
+    """
+
+    def __init__(self, name: str | Path, revision: str | None = None) -> None:
+        self.name, self.revision = str(name), revision
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder that holds them."""
+        return resolve(self.name, self.revision)
 
     @cached_property
     def files(self) -> dict[str, Path]:
         """Tensor name -> file. Reads headers only.
 
         Raises:
-            DataError: no safetensors file, or a shard that the index names is missing.
+            DataError: no safetensors file, a damaged index, or a shard that the index names is missing.
         """
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = {k: self.folder / v for k, v in json.loads(index.read_text())["weight_map"].items()}
+        names = _index(self.folder)
+        if names is not None:
             missing = sorted({path.name for path in names.values() if not path.is_file()})
             if missing:
                 raise DataError(
                     f"{self.folder}: the index names {', '.join(missing)}, which is missing; copy the checkpoint again"
                 )
             return names
-        single = self.folder / "model.safetensors"
+        single = self.folder / SINGLE
         if not single.is_file():
             raise DataError(
                 f"{self.folder}: no model.safetensors and no index; expected safetensors weights "
@@ -121,11 +169,20 @@ class Checkpoint:
 
     def shape(self, tensor: str) -> list[int]:
         """Shape of a tensor, from the header."""
-        with _opened(self._file(tensor)) as f:
-            return list(f.get_slice(tensor).get_shape())
+        if tensor not in self.headers():
+            raise self._lacks(tensor)
+        return self.headers()[tensor][0]
 
-    def headers(self) -> dict[str, tuple[list[int], str]]:
-        """Shape and stored dtype (as safetensors names it) of every tensor."""
+    def headers(self) -> Headers:
+        """Shape and stored dtype of every tensor; told by the hub where its cache does not hold the weights."""
+        return self._headers
+
+    @cached_property
+    def _headers(self) -> Headers:
+        if _here(self.name) is None and not _has_weights(resolve(self.name, self.revision, weights=False)):
+            told = _hub_headers(self.name, self.revision)
+            if told is not None:
+                return told
         found = {}
         for path in self.shards:
             with _opened(path) as f:
@@ -161,8 +218,11 @@ class Checkpoint:
 
     def _file(self, tensor: str) -> Path:
         if tensor not in self.files:
-            raise UnsupportedModelError(f"{self.folder}: no tensor {tensor!r} in its safetensors files")
+            raise self._lacks(tensor)
         return self.files[tensor]
+
+    def _lacks(self, tensor: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{self.name}: no tensor {tensor!r} in its safetensors files")
 
     @cached_property
     def digest(self) -> str:
@@ -181,6 +241,30 @@ class Checkpoint:
         for path in sorted({p for pattern in TOKENIZER_FILES for p in self.folder.glob(pattern) if p.is_file()}):
             total.update(f"{path.name} {file_digest(path)}\n".encode())
         return total.hexdigest()
+
+
+def _index(folder: Path) -> dict[str, Path] | None:
+    """Tensor name -> file, as a folder's index has it; None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {tensor: folder / file for tensor, file in content["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{path}: damaged ({type(e).__name__}: {e}), expected a weight_map of tensors to files; copy the checkpoint again"
+        ) from e
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether all weight files are in a folder."""
+    names = _index(folder)
+    return all(path.is_file() for path in ([folder / SINGLE] if names is None else names.values()))
 
 
 def _opened(path: Path) -> Any:

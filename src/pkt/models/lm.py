@@ -97,7 +97,7 @@ class LM:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The weight files."""
-        return Checkpoint(resolve(self.name, self.revision))
+        return Checkpoint(self.name, self.revision)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -205,7 +205,7 @@ class LM:
     def stored_twice(self) -> str | None:
         """The LM head's tensor, where it is the embedding and some checkpoints store it all the same."""
         head = f"{self.family.unembed}.weight"
-        return head if self.config.tie_word_embeddings and head in self.checkpoint.files else None
+        return head if self.config.tie_word_embeddings and head in self.checkpoint.headers() else None
 
     def parameters(self) -> int:
         """Number of parameters, from the headers; tied embeddings count once."""
