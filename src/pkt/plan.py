@@ -271,7 +271,7 @@ def _weights(run: Run, lm: LM) -> float:
     """Bytes of the weights in memory."""
     if run.recipe.dtype in BYTES:
         return lm.parameters() * BYTES[run.recipe.dtype]
-    return sum(math.prod(shape) * STORED.get(dtype, 2) for shape, dtype in lm.checkpoint.headers().values())
+    return sum(math.prod(shape) * STORED.get(dtype, 2) for shape, dtype in lm.checkpoint.headers.values())
 
 
 def _mean_tokens(run: Run, split: str) -> float:

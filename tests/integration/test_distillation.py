@@ -81,7 +81,7 @@ def test_every_tensor_changes_and_both_models_are_unchanged(make_lm, name, famil
             json.dumps([m.config.to_dict(), m.generation_config.to_dict()], default=str) for m in (model, large)
         ]
         assert tokens == [target.tokenizer.eos_token, target.tokenizer.pad_token, target.tokenizer.padding_side]
-    assert {name for name, _ in delta.tensors(target)} == set(target.checkpoint.headers())
+    assert {name for name, _ in delta.tensors(target)} == set(target.checkpoint.headers)
     assert delta.provenance["trained_parameters"] == target.parameters()
     assert delta.provenance["steps"] == len(delta.provenance["history"]) == 2  # 4 + 2 prompts, 4 in a step
     assert delta.provenance["labels"] == {"seqkd": 0, "gkd": 4}[name]

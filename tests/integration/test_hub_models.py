@@ -82,11 +82,11 @@ def test_the_headers_are_those_of_the_files(hub, make_lm):
             model.save_pretrained(hub.repositories["some/target"], max_shard_size=shard)
         shutil.rmtree(hub.cache, ignore_errors=True)
         lm = LM("some/target", device="cpu")
-        told, parameters, shape = lm.checkpoint.headers(), lm.parameters(), lm.shape(1, "down")
+        told, parameters, shape = lm.checkpoint.headers, lm.parameters(), lm.shape(1, "down")
         lm.check()
         assert hub.weights == set()
         local = LM(hub.repositories["some/target"], device="cpu")
-        assert (told, parameters, shape) == (local.checkpoint.headers(), local.parameters(), local.shape(1, "down"))
+        assert (told, parameters, shape) == (local.checkpoint.headers, local.parameters(), local.shape(1, "down"))
     assert hub.asked == ["some/target"] * 2
 
 

@@ -169,16 +169,13 @@ class Checkpoint:
 
     def shape(self, tensor: str) -> list[int]:
         """Shape of a tensor, from the header."""
-        if tensor not in self.headers():
+        if tensor not in self.headers:
             raise self._lacks(tensor)
-        return self.headers()[tensor][0]
-
-    def headers(self) -> Headers:
-        """Shape and stored dtype of every tensor; told by the hub where its cache does not hold the weights."""
-        return self._headers
+        return self.headers[tensor][0]
 
     @cached_property
-    def _headers(self) -> Headers:
+    def headers(self) -> Headers:
+        """Shape and stored dtype of every tensor; told by the hub where its cache does not hold the weights."""
         if _here(self.name) is None and not _has_weights(resolve(self.name, self.revision, weights=False)):
             told = _hub_headers(self.name, self.revision)
             if told is not None:

@@ -205,14 +205,14 @@ class LM:
     def stored_twice(self) -> str | None:
         """The LM head's tensor, where it is the embedding and some checkpoints store it all the same."""
         head = f"{self.family.unembed}.weight"
-        return head if self.config.tie_word_embeddings and head in self.checkpoint.headers() else None
+        return head if self.config.tie_word_embeddings and head in self.checkpoint.headers else None
 
     def parameters(self) -> int:
         """Number of parameters, from the headers; tied embeddings count once."""
         import math
 
         return sum(
-            math.prod(shape) for name, (shape, _) in self.checkpoint.headers().items() if name != self.stored_twice
+            math.prod(shape) for name, (shape, _) in self.checkpoint.headers.items() if name != self.stored_twice
         )
 
     def check(self) -> None:

@@ -91,7 +91,7 @@ def check_headers(config: Any, checkpoint: Checkpoint, unembed: str, name: str) 
             f"{name}: transformers cannot build the model of its config: {type(e).__name__}: {first_line(e)}; "
             f"check its config.json"
         ) from e
-    have = checkpoint.headers()
+    have = checkpoint.headers
     for tensor, weight in model.state_dict().items():
         if tensor == unembed and config.tie_word_embeddings:
             continue
