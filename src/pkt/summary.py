@@ -18,6 +18,7 @@ from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM
 from pkt.overlap import folder_warnings
 from pkt.protocols import protocol_of
+from pkt.report.verdict import harm_flag
 from pkt.report.words import changed_in_words
 from pkt.scores import Line
 from pkt.stages import SHARED, flop_of
@@ -218,8 +219,7 @@ def _verdict(certificate: dict[str, Any] | None) -> str:
     if certificate is None:
         return "Without a certificate (`pkt certify`) these scores do not say whether the gain, if any, comes from the source."
     early = ", preliminary" if certificate["preliminary"] else ""
-    harm = {True: "harm was found", False: "no harm was found", None: "no guard was scored"}[certificate["harm"]]
-    return f"Certificate over {len(certificate['seeds'])} seeds: **{certificate['verdict']}**{early}; {harm}. {certificate['reason']}"
+    return f"Certificate over {len(certificate['seeds'])} seeds: **{certificate['verdict']}**{early}; {harm_flag(certificate)}. {certificate['reason']}"
 
 
 def _error(row: dict[str, Any]) -> str:

@@ -76,7 +76,8 @@ def _compare(stated: dict[str, Any], found: dict[str, Any], run: Run) -> Iterato
         different = list(_differences(one, two))
         return Check(name, not different, detail if not different else f"differs: {', '.join(different[:4])}")
 
-    yield _code(_part(stated, "code"), found["code"])
+    made_by = _code(_part(stated, "code"), found["code"])
+    yield made_by
     for role in ("source", "target"):
         yield same(f"{role} weights", stated.get(role), found[role], found[role]["weights"][:16])
     hashes, now = _part(stated, "hashes"), found["hashes"]
@@ -92,7 +93,11 @@ def _compare(stated: dict[str, Any], found: dict[str, Any], run: Run) -> Iterato
         if row["reason"] is None:
             then = _part(known.get(row["arm"], {}), "hashes")
             yield same(row["arm"], then, row["hashes"], f"learning rate and {len(row['hashes']['scores'])} score files")
-    rest = [{k: v for k, v in c.items() if k not in ("code", "hashes", "source", "target")} for c in (stated, found)]
+    seen = {"code", "hashes", "source", "target"}
+    if made_by.holds is None and stated.get("rule") != found["rule"]:
+        seen.add("rule")
+        yield Check("rule", None, "in other words than those of this code")
+    rest = [{k: v for k, v in c.items() if k not in seen} for c in (stated, found)]
     yield same("verdict", rest[0], rest[1], f"{found['verdict']}, recomputed from the score files")
 
 

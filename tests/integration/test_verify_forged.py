@@ -15,7 +15,7 @@ from pkt.files import write_json
 from pkt.models.checkpoint import file_digest
 from pkt.run import Run
 from pkt.tasks.sources import task
-from pkt.verify import rerun
+from pkt.verify import rerun, verify
 
 pytestmark = pytest.mark.usefixtures("plain_page")
 
@@ -82,6 +82,19 @@ def test_a_forged_folder_that_was_not_changed_holds(certified):
     forge(certified)
     assert failed(certified) == []
     assert len((certified / "certificate.json").read_bytes()) == len(before)
+
+
+def test_a_rule_in_the_words_of_other_code_is_noted(certified):
+    """The words may change and the rule not; a certificate of this very code has its words."""
+    path = certified / "certificate.json"
+    edit(path, lambda found: found.update(rule="L and U are 95% bounds of the difference."))
+    assert failed(certified) == ["verdict"]
+    edit(path, lambda found: found["code"].update(sources=["0" * 64]))
+    checks = {check.name: check for check in verify(certified, ONE_PROCESS)}
+    assert [name for name, check in checks.items() if check.holds is False] == []
+    assert (checks["rule"].holds, checks["rule"].detail) == (None, "in other words than those of this code")
+    edit(path, lambda found: found.update(level=0.9))
+    assert failed(certified) == ["verdict"]
 
 
 def test_an_arm_trained_at_another_rate_than_the_fixed_one_is_found(certified, tmp_path):

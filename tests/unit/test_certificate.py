@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from pkt.certify.certificate import Evidence, Guard, judge, needed, verdict
+from pkt.certify.certificate import Evidence, Guard, judge, needed, rule_in_words, verdict
 from pkt.certify.statistics import Spread
 
 LEVEL, SEEDS, UNITS = 0.95, 5, 20
@@ -215,6 +215,19 @@ def test_without_a_lead_there_is_no_margin():
     found = judged(arms, source=0.05, margin=0.1)
     assert (found["margin"], found["verdict"]) == (0.1, "tuning")
     assert judged(arms, margin=0.02)["margin"] == 0.02
+
+
+@pytest.mark.parametrize(("level", "said"), [(0.95, "95"), (0.975, "97.5"), (0.995, "99.5")])
+def test_the_rule_says_what_the_code_does(level, said):
+    text = rule_in_words(0.1, level, reads_source=True)
+    assert f"L and U are {said}\u00a0% bounds" in text
+    assert (
+        "transfer: L > 0 against the target and against every source arm. tuning: L > 0 against the target, and U < m"
+        in text
+    )
+    assert text.endswith("at the edge of what was tried, or a source without a lead over the target.")
+    text = judged({"real_source": 0.5}, reads_source=False)["rule"]
+    assert "transfer: cannot be, for the method reads no source. tuning: L > 0 against the target. no_effect" in text
 
 
 def test_a_method_that_reads_no_source_has_no_gain():

@@ -144,6 +144,12 @@ def test_missing_parts_are_left_out(tmp_path: Path, summary: dict[str, Any], pag
     assert "None" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
 
 
+def test_a_perplexity_that_is_no_number_is_a_dash(tmp_path: Path, summary: dict[str, Any]) -> None:
+    summary["perplexity"]["result"] = None
+    text = render(report_data.write(tmp_path, summary))
+    assert '<td class="n">–</td>' in text.partition("Perplexity guard")[2].partition("</table>")[0]
+
+
 @pytest.mark.parametrize(
     ("term", "says"),
     [("state_error", "to the mapped states of the source"), ("moment_error", "moments of the changed lines")],
@@ -250,15 +256,14 @@ def test_shared_layers_beside_chance(summary: dict[str, Any]) -> None:
 def test_malformed_summary(tmp_path: Path, summary: dict[str, Any], change: Drop, says: str) -> None:
     change(summary)
     report_data.write(tmp_path, summary)
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / "summary.json")) + ".*" + re.escape(says)) as e:
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "summary.json")) + ".*" + re.escape(says)):
         render(tmp_path)
-    assert "pkt evaluate" in str(e.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null"])
 def test_summary_that_is_no_object(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(DataError, match=r"summary\.json: .*pkt evaluate"):
+    with pytest.raises(DataError, match=r"summary\.json: .*write it anew"):
         render(tmp_path)
 
 

@@ -85,11 +85,6 @@ def test_verdicts(folder: Path, found: dict[str, Any], verdict: str, title: str,
     assert "no harm: 2 guards within their margin." in verdict_lines(found)
 
 
-def test_a_guard_without_a_margin_is_not_called_unharmed(found: dict[str, Any]) -> None:
-    found["guards"][0].update(margin=None, p=None, p_holm=None, harmed=None)
-    assert "no harm: 1 guard within its margin. Not tested, for want of a margin: known." in verdict_lines(found)
-
-
 def test_tuning_of_a_method_that_reads_no_source(found: dict[str, Any]) -> None:
     assert "at least one control arm" in stamp(found, found)["meaning"]
     found["comparisons"] = found["comparisons"][:1]
@@ -102,31 +97,6 @@ def test_preliminary(folder: Path, found: dict[str, Any]) -> None:
     assert "Verdict: tuning, not transfer preliminary" in text
     assert "Preliminary, for: 3 seeds, and not 5; self_source was left out." in text
     assert verdict_lines(found)[0].startswith("verdict: tuning, not transfer, preliminary: ")
-
-
-@pytest.mark.parametrize(
-    ("harm", "badge", "sentence"),
-    [
-        (True, ">harm</span>", "Worse by more than the margin: known by 0.200."),
-        (
-            False,
-            ">harm not excluded</span>",
-            "A fall by more than the margin is neither certain nor excluded: known −0.200 [−0.250, −0.150].",
-        ),
-        (None, ">harm: not asked</span>", "No guard was tested"),
-    ],
-)
-def test_harm(folder: Path, found: dict[str, Any], harm: bool | None, badge: str, sentence: str) -> None:
-    found["harm"] = harm
-    found["guards"][0].update(mean=-0.2, low=-0.25, high=-0.15, harmed=harm is True)
-    if harm is None:
-        found["guards"] = []
-    page = page_of(folder, found)
-    assert badge in page
-    assert sentence in words(page)
-    assert ('class="badge harm"' in page) == (harm is True)
-    assert ("known (harm)" in page) == (harm is True)
-    assert ("Did it do harm?" in page) == (harm is not None)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_the_sentence_on_top_names_transfer_tuning_harm_and_runs_that_say_nothin
         row("d", verdict=None, asked=False, state="run", gain=None),
         row("e", verdict="tuning", asked=False, harm=True, gain=None),
     ]
-    said = "Of 5 runs, 1 is certified transfer (a); 2 are tuning (b, c); 1 does harm (b); 2 have no certificate with control arms and say "
+    said = "Of 5 runs, 1 is certified transfer (a); 2 are tuning (b, c); 2 do harm (b, e); 2 have no certificate with control arms and say "
     said += "nothing of where a score came from (d, e). 1 of 3 verdicts is preliminary."
     assert sentence(comparison(*rows)) == said
     assert said in report_data.words(page(comparison(*rows)))
@@ -228,6 +228,21 @@ def test_the_sentence_on_top_names_transfer_tuning_harm_and_runs_that_say_nothin
     )
     many = sentence(comparison(*(row(f"r{i}", verdict="undecided") for i in range(9))))
     assert many == "Of 9 runs, none is certified transfer; 9 are undecided (r0, r1, r2 and 6 more)."
+
+
+def test_a_name_that_stands_in_several_groups_is_told_with_what_differs():
+    rows = [
+        row("a", verdict="tuning"),
+        row("a", verdict="tuning", source="nano/big"),
+        row("a", verdict="tuning", task="nano/gsm8k", harm=True),
+        row("b", verdict="transfer", target="nano/other"),
+    ]
+    names = [f"a on {at}" for at in ("nano/mmlu from nano/source", "nano/mmlu from nano/big", "nano/gsm8k from nano/source")]  # fmt: skip
+    assert sentence(comparison(*rows)) == (
+        f"Of 4 runs, 1 is certified transfer (b); 3 are tuning ({', '.join(names)}); 1 does harm ({names[2]})."
+    )
+    to = [row("a"), row("a", target="nano/other")]
+    assert "(a to nano/target, a to nano/other)" in sentence(comparison(*to))
 
 
 def test_gains_stand_under_their_verdicts_beside_zero_and_the_margin():

@@ -77,6 +77,13 @@ def test_two_axes_give_lines_and_a_heat_map():
         assert figure.origin == "sweep.json"
 
 
+def test_the_differences_from_the_best_stand_where_the_picture_says():
+    sweep, _ = sweep_data.make(TWO)
+    along = next(figure for figure in figures(sweep) if figure.name == "along-steps")
+    assert "sweep.csv has every setting against the best, paired by item" in along.read
+    assert all("against_best" in plain(row, sweep) for row in sweep["points"])
+
+
 def test_recipes_are_lines_and_labels_have_their_title():
     sweep, _ = sweep_data.make({"task.labels": [16, 32, 64]}, ("laten", "sft"))
     found = {figure.name: figure for figure in figures(sweep)}

@@ -69,18 +69,23 @@ def verdict(
     return "undecided"
 
 
-def rule_in_words(margin: float | None, level: float) -> str:
+def rule_in_words(margin: float | None, level: float, *, reads_source: bool = True) -> str:
     """What `verdict` does, for the reader of a certificate."""
+    transfer, tuning = "L > 0 against the target and against every source arm", "L > 0 against the target"
+    if reads_source:
+        tuning += ", and U < m against at least one source arm"
+    else:
+        transfer = "cannot be, for the method reads no source"
     m = (
         "m, which is unknown here, for the source has no lead over the target"
         if margin is None
         else f"m = {margin:.3f}"
     )
     return (
-        f"L and U are {level:.0%} bounds of the difference between the method on the real source and another arm, paired by item and "
-        f"seed, clustered by unit; the margin is {m}. transfer: L > 0 against the target and against every source arm. tuning: L > 0 "
-        f"against the target, and U < m against at least one source arm. no_effect: -m < L and U < m against the target. undecided: the "
-        f"rest. harm: U < -m on a guard, each with its own m, at (1 - level) / 2 after Holm's correction over the guards. Preliminary: fewer than {SEEDS_FOR_A_VERDICT} seeds, a source arm left out, or a learning rate at the edge of what was tried."
+        f"L and U are {100 * level:.4g}\u00a0% bounds of the difference between the method on the real source and another arm, paired by item and "
+        f"seed, clustered by unit; the margin is {m}. transfer: {transfer}. tuning: {tuning}. no_effect: -m < L and U < m against the target. undecided: "
+        f"the rest. harm: U < -m on a guard, each with its own m, at (1 - level) / 2 after Holm's correction over the guards. Preliminary: "
+        f"fewer than {SEEDS_FOR_A_VERDICT} seeds, a source arm left out, a learning rate at the edge of what was tried, or a source without a lead over the target."
     )
 
 
@@ -113,7 +118,7 @@ def judge(
         "preliminary": bool(doubts),
         "preliminary_for": doubts,
         "reason": _reason(found, differences["target"], sources, margin, level, reads_source=reads_source),
-        "rule": rule_in_words(margin, level),
+        "rule": rule_in_words(margin, level, reads_source=reads_source),
         "harm": any(tested) if (tested := [g["harmed"] for g in guards if g["harmed"] is not None]) else None,
         "location": _location(locators, margin, level),
         "gain": _gain(sources, level),

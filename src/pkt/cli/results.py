@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -90,6 +91,8 @@ def compare(
         raise ConfigError("--frontier needs --out DIR for its pictures, and --tier needs --frontier")
     found = as_json(read(folders))
     written = write(found, out_, frontier=frontier, tier=tier) if out_ else []
+    if out_:
+        found = json.loads((out_ / "comparison.json").read_text(encoding="utf-8"))  # with its frontiers
     show_comparison(found, written, as_json=json_)
 
 

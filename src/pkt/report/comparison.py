@@ -102,17 +102,17 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     ):  # fmt: skip
         held = [row for row in asked if row["verdict"] == kind]
         if held or (kind == "transfer" and asked):
-            said.append(f"{_number(held)} {_are(held)} {what}{_names(held, 6 if kind == 'transfer' else 3)}")
-    harmful = [row for row in asked if row["harm"]]
+            said.append(f"{_number(held)} {_are(held)} {what}{_names(held, runs, 6 if kind == 'transfer' else 3)}")
+    harmful = [row for row in runs if row["harm"]]  # against the target: that takes no control arms
     if harmful:
-        said.append(f"{len(harmful)} {'does' if len(harmful) == 1 else 'do'} harm{_names(harmful, 6)}")
+        said.append(f"{len(harmful)} {'does' if len(harmful) == 1 else 'do'} harm{_names(harmful, runs, 6)}")
     if silent:
         what = (
             "has no certificate with control arms and says"
             if len(silent) == 1
             else "have no certificate with control arms and say"
         )
-        said.append(f"{_number(silent)} {what} nothing of where a score came from{_names(silent, 3)}")
+        said.append(f"{_number(silent)} {what} nothing of where a score came from{_names(silent, runs, 3)}")
     early = sum(bool(row["preliminary"]) for row in asked)
     verdicts = f" {early} of {len(asked)} verdicts {'is' if early == 1 else 'are'} preliminary." if early else ""
     return f"Of {len(runs)} run{'s' * (len(runs) != 1)}, {'; '.join(said)}.{verdicts}"
@@ -126,10 +126,18 @@ def _are(rows: Sequence[Row]) -> str:
     return "are" if len(rows) > 1 else "is"
 
 
-def _names(rows: Sequence[Row], most: int) -> str:
-    shown = ", ".join(row["run"] for row in rows[:most])
+def _names(rows: Sequence[Row], runs: Sequence[Row], most: int) -> str:
+    shown = ", ".join(_name(row, runs) for row in rows[:most])
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
     return f" ({shown}{more})" if rows else ""
+
+
+def _name(row: Row, runs: Sequence[Row]) -> str:
+    """With the task and models that tell it from runs of the same name in other groups."""
+    namesakes = [other for other in runs if other["run"] == row["run"]]
+    words = {"task": "on", "source": "from", "target": "to"}
+    apart = [f"{word} {row[key]}" for key, word in words.items() if any(o[key] != row[key] for o in namesakes)]
+    return " ".join([row["run"], *apart])
 
 
 def terminal(comparison: Mapping[str, Any], width: int) -> list[str | Table]:

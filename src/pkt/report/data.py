@@ -12,6 +12,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from pkt.errors import DataError
+from pkt.strict_yaml import read_yaml
 
 T = TypeVar("T")
 
@@ -156,6 +157,16 @@ class RunFolder:
     environment: Mapping[str, Any]
     """Content of `env.json`; empty if the file is missing."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the recipe says that all items of the test split are scored: it sets no `evaluate.limit`."""
+        try:
+            recipe = read_yaml(self.recipe or "", "recipe.yaml")
+        except (ValueError, TypeError):  # no recipe, but text to be shown
+            return False
+        evaluate = recipe.get("evaluate", {}) if isinstance(recipe, dict) else None
+        return isinstance(evaluate, dict) and evaluate.get("limit") is None
+
 
 def read(folder: Path) -> RunFolder:
     """Read what the report shows.
@@ -166,15 +177,18 @@ def read(folder: Path) -> RunFolder:
     path = folder / "summary.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the folder of a run that `pkt run` or `pkt certify` has finished")
-    summary = checked(_SUMMARY, path, _ANEW.format(folder=folder))
+    summary = checked(_SUMMARY, path, _anew(folder))
     recipe, env = folder / "recipe.yaml", folder / "env.json"
-    environment = load_json(env, _ANEW.format(folder=folder)) if env.is_file() else {}
+    environment = load_json(env, _anew(folder)) if env.is_file() else {}
     if not isinstance(environment, dict):
         raise DataError(f"{env}: expected a JSON object, found {type(environment).__name__}; delete it or run anew")
     return RunFolder(summary, recipe.read_text(encoding="utf-8") if recipe.is_file() else None, environment)
 
 
-_ANEW = "write it anew with `pkt evaluate {folder}`"
+def _anew(folder: Path) -> str:
+    """What to do about a damaged file. A folder of `pkt certify` alone has no delta, so that `pkt evaluate` refuses it."""
+    made = (folder / "delta.safetensors").is_file()
+    return f"write it anew with `pkt {f'evaluate {folder}' if made else f'certify RECIPE --out {folder}'}`"
 
 
 def checked(adapter: TypeAdapter[T], path: Path, advice: str) -> T:

@@ -15,9 +15,10 @@ from pkt.report.numbers import plus_minus
 
 COSTS = {"flop": "FLOP", "labels": "labels"}
 CHANCE = (
-    "A run that changed nothing lies on the dashed line. Two runs of the same true score may differ by one and a half bars in up to one "
-    "of three pairs, by chance alone; the more runs are shown, the more differ so."
+    "Two runs of the same true score may differ by one and a half bars in up to one of three pairs, by chance alone; the more runs are "
+    "shown, the more differ so."
 )
+LINES = {"target": "The dashed line is the target as it was.", "source": "The dotted line is the source."}
 MARKS = "filled: transfer; ring: tuning; diamond: no effect or undecided; cross: harm; small: no certificate with control arms"
 
 
@@ -82,9 +83,9 @@ def _picture(rows: Sequence[Row], tier: str, cost: str) -> Picture | None:
         name,
         title,
         svg,
-        shown=_shown(tier, cost, missing, mixed(rows)),
+        shown=_shown(tier, cost, [LINES[role] for role in lines if known[role]], missing, mixed(rows)),
         read=_read(points, best, lines["target"], cost),
-        chance=(f"The best constant guess scores {chance:.3f}. " if chance is not None else "") + CHANCE,
+        chance=_chance(chance, lines["target"]),
         origin="comparison.json",
     )
     return Picture(figure, setting(rows), [point.run for point in best])
@@ -116,19 +117,25 @@ def undominated(points: Sequence[Point]) -> list[Point]:
     return sorted(best, key=lambda p: (p.cost, p.run))
 
 
-def _shown(tier: str, cost: str, missing: int, warning: str) -> str:
+def _shown(tier: str, cost: str, lines: Sequence[str], missing: int, warning: str) -> str:
     said = [
         "Each point is one run, each line one recipe through its runs with the same words in its method's options; up is better, left is "
         f"cheaper, bars are one standard error. {MARKS.capitalize()}.",
-        "The dashed line is the target as it was, the dotted one the source.",
+        *lines,
     ]
     if warning:
-        said.append(f"{warning} The lines of target and source are those of the first.")
+        said.append(f"{warning}{' A line is that of the first run that has one.' if lines else ''}")
     if missing:
         said.append(
             f"Not shown, for want of a score on tier {tier} or a count of {COSTS[cost]}: {missing} run{'s' * (missing != 1)}."
         )
     return " ".join(said)
+
+
+def _chance(guess: float | None, target: float | None) -> str:
+    said = [f"The best constant guess scores {guess:.3f}."] if guess is not None else []
+    said += ["A run that changed nothing lies on the dashed line."] if target is not None else []
+    return " ".join([*said, CHANCE])
 
 
 def _read(points: Sequence[Point], best: Sequence[Point], target: float | None, cost: str) -> str:

@@ -15,7 +15,7 @@ from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import RunFolder, read
 from pkt.report.numbers import interval, p_value, percent, signed
 from pkt.report.parts import KINDS, asked, part_rows, pass_rows
-from pkt.report.table import ARMS, TIERS, arm_names, score_rows
+from pkt.report.table import ARMS, SCORED, TIERS, arm_names, score_rows
 from pkt.report.verdict import comparisons, level, stamp, top_sentence
 from pkt.report.words import delta_totals, effort, headline, perplexity_change
 
@@ -68,8 +68,9 @@ def _or_dash(show: Any) -> Any:
 
 def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
     summary: Mapping[str, Any] = run.summary
-    rows, said = score_rows(summary), headline(summary, certificate)
+    rows, said = score_rows(summary), headline(summary, certificate, is_whole=run.is_whole)
     delta, layers = summary.get("delta", []), _layers(summary)
+    meanings = TIERS if run.is_whole else {**TIERS, "all": SCORED}
     figures = run_figures.figures(summary, layers) | (certificate_figures.figures(certificate) if certificate else {})
     return {
         "summary": summary,
@@ -83,7 +84,7 @@ def _context(run: RunFolder, certificate: Certificate | None) -> dict[str, Any]:
         "asked": asked(summary),
         "passes": pass_rows(summary),
         "parts": {kind: part_rows(summary, kind) for kind in KINDS} if summary.get("parts") else {},
-        "tiers": {row.tier: TIERS[row.tier] for row in rows if row.tier in TIERS},
+        "tiers": {row.tier: meanings[row.tier] for row in rows if row.tier in meanings},
         "perplexity": _perplexity(summary),
         "delta": delta,
         "totals": delta_totals(delta),
@@ -116,8 +117,12 @@ def _perplexity(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """Perplexities by arm, the text's name, and the result's change relative to the target."""
     found = summary.get("perplexity") or {}
     arms = [*(arm for arm in ARMS if arm in found), *(arm for arm in found if arm not in (*ARMS, "text"))]
-    values = {arm: found[arm] for arm in arms if isinstance(found[arm], int | float)}
-    return {"values": values, "text": found.get("text"), "change": perplexity_change(summary)} if values else None
+    values = {arm: found[arm] for arm in arms if not isinstance(found[arm], str)}
+    return (
+        {"values": values, "text": found.get("text"), "change": perplexity_change(summary)}
+        if any(values.values())
+        else None
+    )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

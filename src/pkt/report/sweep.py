@@ -108,7 +108,7 @@ def _along(group: Group, axis: str, several: str) -> Figure:
             + ("" if not has_loss else ", likewise" if mean else " with the band from its lowest to its highest seed")
             + "."
         ),
-        read="Where bands overlap much, the picture does not tell values apart; the table of the sweep has every setting against the best, paired by item. "
+        read="Where bands overlap much, the picture does not tell values apart; sweep.csv has every setting against the best, paired by item. "
         f"The highest score here is {score(best)} at {axis}={named(value_of(best, axis))}"
         + (
             "; a setting should be chosen where the valid loss is lowest, and not where the test score is highest."

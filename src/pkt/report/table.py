@@ -22,6 +22,8 @@ TIERS = {
     "all": "the whole test split",
 }
 """Tiers in the order in which they are shown, with their meaning."""
+SCORED = "the items of the test split that were scored"
+"""What `all` means where that is not known to be the whole."""
 
 Verdict = Literal["up", "down", "none", "unknown"]
 

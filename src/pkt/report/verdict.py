@@ -116,12 +116,12 @@ def _preliminary(certificate: Mapping[str, Any]) -> str:
 
 
 def harm_flag(certificate: Mapping[str, Any]) -> str:
-    """The flag, in two words or three."""
-    if certificate["harm"] is None:
-        return "harm: not asked"
+    """The flag, in one word to three."""
     if certificate["harm"]:
         return "harm"
-    return "harm not excluded" if _open(certificate) else "no harm"
+    if _open(certificate) or _untested(certificate):
+        return "harm not excluded"
+    return "harm: not asked" if certificate["harm"] is None else "no harm"
 
 
 def _open(certificate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -129,21 +129,29 @@ def _open(certificate: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in certificate["guards"] if row["margin"] is not None and row["low"] <= -row["margin"]]
 
 
+def _untested(certificate: Mapping[str, Any]) -> list[str]:
+    """Names of the guards that have no margin: the source has no lead, and none was given."""
+    return [row["name"] for row in certificate["guards"] if row["harmed"] is None]
+
+
 def _harmed(certificate: Mapping[str, Any]) -> str:
-    """Which guards fell, or may have fallen, or that none did."""
-    guards = certificate["guards"]
+    """Which guards fell, or may have fallen, or that none did; and which could not be tested."""
+    untested = _untested(certificate)
+    return _tested(certificate) + (f" Not tested, for want of a margin: {', '.join(untested)}." if untested else "")
+
+
+def _tested(certificate: Mapping[str, Any]) -> str:
+    """What became of the guards that could be tested."""
+    tested = [row for row in certificate["guards"] if row["harmed"] is not None]
     if certificate["harm"] is None:
         return "No guard was tested, so nobody can tell whether the change did harm elsewhere."
-    fallen = [f"{row['name']} by {abs(row['mean']):.3f}" for row in guards if row["harmed"]]
+    fallen = [f"{row['name']} by {abs(row['mean']):.3f}" for row in tested if row["harmed"]]
     if fallen:
         return f"Worse by more than the margin: {', '.join(fallen)}."
     if unknown := _open(certificate):
         shown = ", ".join(f"{row['name']} {signed(row['mean'])} {interval(row['low'], row['high'])}" for row in unknown)
         return f"A fall by more than the margin is neither certain nor excluded: {shown}."
-    tested = [row for row in guards if row["harmed"] is not None]
-    rest = [row["name"] for row in guards if row["harmed"] is None]
-    without = f" Not tested, for want of a margin: {', '.join(rest)}." if rest else ""
-    return f"{count(len(tested), 'guard')} within {'its' if len(tested) == 1 else 'their'} margin.{without}"
+    return f"{count(len(tested), 'guard')} within {'its' if len(tested) == 1 else 'their'} margin."
 
 
 def _needed(certificate: Mapping[str, Any]) -> str:

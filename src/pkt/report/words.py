@@ -10,6 +10,7 @@ from typing import Any
 
 from pkt.report.numbers import percent
 from pkt.report.table import ScoreRow, score_rows
+from pkt.report.verdict import count
 
 CAVEAT = (
     "This is no certificate of transfer. Without control arms (the same method fed with noise, or with nothing) "
@@ -39,12 +40,15 @@ class Headline:
     caveat: str = CAVEAT
 
 
-def headline(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None = None) -> Headline:
+def headline(
+    summary: Mapping[str, Any], certificate: Mapping[str, Any] | None = None, *, is_whole: bool = True
+) -> Headline:
     """What was changed, what became of the score that matters most, what happened elsewhere.
 
     Args:
         certificate: the content of `certificate.json`, if there is one: then the caveat that there is none goes, and
             a folder that holds nothing but the certificate needs no sentence about a run.
+        is_whole: whether all items of the test split were scored.
     """
     rows = score_rows(summary)
     scored = [row for row in rows if row.change]
@@ -59,8 +63,10 @@ def headline(summary: Mapping[str, Any], certificate: Mapping[str, Any] | None =
     main = next((r for tier in ("new", "all") for r in scored if r.tier == tier), scored[0])
     change = main.change
     assert change is not None
-    beside = [_level(main), _elsewhere(scored, main), _guard(summary)]
-    return Headline(_changed(summary), _outcome(main), change.verdict, " ".join(s for s in beside if s), caveat)
+    beside = [_level(main, is_whole=is_whole), _elsewhere(scored, main), _guard(summary)]
+    return Headline(
+        _changed(summary), _outcome(main, is_whole=is_whole), change.verdict, " ".join(s for s in beside if s), caveat
+    )
 
 
 def _changed(summary: Mapping[str, Any]) -> str:
@@ -107,12 +113,10 @@ def changed_share(summary: Mapping[str, Any]) -> float | None:
     return total / parameters if parameters else None
 
 
-def _outcome(row: ScoreRow) -> str:
+def _outcome(row: ScoreRow, *, is_whole: bool) -> str:
     before, after, change = row.cells["target"], row.cells["result"], row.change
     assert change is not None
-    on = {"new": "On units that no split contains (tier new)", "all": "On the whole test split"}.get(
-        row.tier, f"On tier {row.tier}"
-    )
+    on = "On units that no split contains (tier new)" if row.tier == "new" else _on(row, is_whole=is_whole)
     ending = {
         "up": f"up by {abs(change.value):.3f}",
         "down": f"down by {abs(change.value):.3f}",
@@ -122,12 +126,19 @@ def _outcome(row: ScoreRow) -> str:
     return f"{on} the score went from {before} to {after} (± one standard error): {ending}."
 
 
-def _level(row: ScoreRow) -> str:
+def _on(row: ScoreRow, *, is_whole: bool) -> str:
+    if row.tier != "all":
+        return f"On tier {row.tier}"
+    if is_whole:
+        return "On the whole test split"
+    return f"On {count(row.cells['result'].num_items, 'item')} of the test split"
+
+
+def _level(row: ScoreRow, *, is_whole: bool) -> str:
     said = [f"chance is {row.chance:.3f}"] if row.chance is not None else []
     if "source" in row.cells:
         said.append(f"the source scores {row.cells['source'].score:.3f}")
-    where = "On the whole test split" if row.tier == "all" else f"On tier {row.tier}"
-    return f"{where} {' and '.join(said)}." if said else ""
+    return f"{_on(row, is_whole=is_whole)} {' and '.join(said)}." if said else ""
 
 
 def _elsewhere(scored: list[ScoreRow], main: ScoreRow) -> str:
