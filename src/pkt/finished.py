@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pkt.errors import DataError
+from pkt.stages import key_of
 
 if TYPE_CHECKING:
     from pkt.run import Run
@@ -19,16 +20,27 @@ WRITTEN = ("summary.json", "report.html")
 """What sums up the stages."""
 
 
+def align_key(run: Run) -> str:
+    """Hash of all that decides the delta."""
+    read = run.inputs(*run.method.reads(run.options))
+    return key_of("align", read, run.options.model_dump(), run.recipe.seed, run.recipe.dtype)
+
+
+def inject_key(run: Run, delta: str | None) -> str:
+    """Hash of all that decides the export, of a delta with that digest."""
+    return key_of("inject", delta, run.target.digest, run.recipe.export.model_dump())
+
+
 def is_own(run: Run, stage: str) -> bool:
     """Whether `align`, `inject` or `evaluate ARM` was finished with the recipe, models and data that the run has now."""
     records = run.stages.records()
     if stage not in records:
         return False
     if stage == "align":
-        return records[stage]["key"] == run.align_key()
+        return records[stage]["key"] == align_key(run)
     if stage == "inject":
         delta = records.get("align", {"files": {}})["files"].get("delta.safetensors")
-        return is_own(run, "align") and records[stage]["key"] == run.inject_key(delta)
+        return is_own(run, "align") and records[stage]["key"] == inject_key(run, delta)
     arm = stage.removeprefix("evaluate ")
     if arm == "result" and not is_own(run, "inject"):
         return False

@@ -15,7 +15,7 @@ from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
 from pkt.files import leftovers, write_json, write_text
-from pkt.finished import forget_others, is_own
+from pkt.finished import align_key, forget_others, inject_key, is_own
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
 from pkt.memo import remembered_value
@@ -160,16 +160,11 @@ class Run:
             Delta(delta.changes, delta.provenance | made).save(path)
             return [path]
 
-        key = self.align_key()
+        key = align_key(self)
         self.prepare()
         told_by_first(not self.stages.is_done("align", key), cpu=self.target.torch_device == "cpu")
         self.stages.run("align", key, make, count=num_processes() == 1)  # what helpers do is not seen
         return Delta.load(path)
-
-    def align_key(self) -> str:
-        """Hash of all that decides the delta."""
-        read = self.inputs(*self.method.reads(self.options))
-        return key_of("align", read, self.options.model_dump(), self.recipe.seed, self.recipe.dtype)
 
     def help_align(self) -> None:
         """What the other processes of a run do: train with the first, if it has to."""
@@ -192,7 +187,7 @@ class Run:
             raise DataError(f"{delta_path}: no such delta; run `pkt align {self.folder}` first")
         if not is_own(self, "align"):
             raise DataError(f"{delta_path} is of another recipe than recipe.yaml; run `pkt align {self.folder}` first")
-        key = self.inject_key(file_digest(delta_path))
+        key = inject_key(self, file_digest(delta_path))
 
         def make() -> list[Path]:
             delta = Delta.load(delta_path)
@@ -204,10 +199,6 @@ class Run:
 
         self.stages.run("inject", key, make)
         return out
-
-    def inject_key(self, delta: str | None) -> str:
-        """Hash of all that decides the export, of a delta with that digest."""
-        return key_of("inject", delta, self.target.digest, self.recipe.export.model_dump())
 
     def evaluate(self) -> None:
         """Scores of every arm, one line per item, in `scores.jsonl`; perplexities in `perplexity.json`."""
