@@ -51,18 +51,26 @@ def injected(target: LM, delta: Delta) -> Iterator[PreTrainedModel]:
         yield model
 
 
-def export(delta: Delta, target: LM, out: str | Path, *, dtype: str = "auto") -> Kept:
-    """Write the target with the delta as an ordinary checkpoint; returns what its dtype keeps of the delta."""
+def export(delta: Delta, target: LM, out: str | Path, *, dtype: str = "auto", overwrite: bool = False) -> Kept:
+    """Write the target with the delta as an ordinary checkpoint; returns what its dtype keeps of the delta.
+
+    Args:
+        overwrite: replace a model that is in `out`.
+    """
     from pkt.inject.export import export as write
 
-    return write(delta, target, Path(out), dtype=dtype)
+    return write(delta, target, Path(out), dtype=dtype, overwrite=overwrite)
 
 
-def export_adapter(delta: Delta, target: LM, out: str | Path) -> None:
-    """Write a delta of rows, columns or low rank as a PEFT adapter, which `PeftModel.from_pretrained` loads on the target."""
+def export_adapter(delta: Delta, target: LM, out: str | Path, *, overwrite: bool = False) -> None:
+    """Write a delta of rows, columns or low rank as a PEFT adapter, which `PeftModel.from_pretrained` loads on the target.
+
+    Args:
+        overwrite: replace an adapter that is in `out`.
+    """
     from pkt.inject.adapter import export_adapter as write
 
-    write(delta, target, Path(out))
+    write(delta, target, Path(out), overwrite=overwrite)
 
 
 def read_adapter(folder: str | Path, target: LM, *, any_base: bool = False) -> Delta:

@@ -25,8 +25,8 @@ from pkt.config import OtherTask, Recipe, validate
 from pkt.errors import ConfigError, DataError, TrainingError
 from pkt.evaluation.harness import draw
 from pkt.evaluation.perplexity import WINDOW
-from pkt.files import write_json
-from pkt.jobs import Job, Jobs, now, read_record
+from pkt.files import read_record, write_json
+from pkt.jobs import Job, Jobs, now
 from pkt.machine import Machine
 from pkt.models.checkpoint import is_nano
 from pkt.pool import Pool, cores

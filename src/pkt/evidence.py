@@ -18,8 +18,8 @@ from pkt.certify.certificate import Evidence, Guard, judge
 from pkt.config import Recipe
 from pkt.environment import code
 from pkt.errors import DataError
-from pkt.files import locked, write_json
-from pkt.jobs import EFFORT, GUARD_TEXT, Job, read_record
+from pkt.files import locked, read_record, write_json
+from pkt.jobs import EFFORT, GUARD_TEXT, Job
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM

@@ -78,6 +78,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """A record, or nothing where there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal keys as CSV; nothing where a number is not known."""
     text = io.StringIO()

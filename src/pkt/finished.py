@@ -1,14 +1,16 @@
 """Which finished stages of a run folder are those of its recipe.
 
-What another recipe left stays until it is made anew, but stands for nothing: no later stage reads it, no summary shows it.
+What another recipe left stays until it is made anew, but its record goes: no later stage reads it, no summary shows it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError
+from pkt.inject.delta import Delta
 from pkt.stages import key_of
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DECIDES = ("source", "target", "task", "method", "dtype", "seed")
+"""Sections of a recipe that decide the delta."""
 WRITTEN = ("summary.json", "report.html")
 """What sums up the stages."""
 
@@ -31,30 +35,44 @@ def inject_key(run: Run, delta: str | None) -> str:
     return key_of("inject", delta, run.target.digest, run.recipe.export.model_dump())
 
 
-def is_own(run: Run, stage: str) -> bool:
-    """Whether `align`, `inject` or `evaluate ARM` was finished with the recipe, models and data that the run has now."""
-    records = run.stages.records()
-    if stage not in records:
-        return False
-    if stage == "align":
-        return records[stage]["key"] == align_key(run)
-    if stage == "inject":
-        delta = records.get("align", {"files": {}})["files"].get("delta.safetensors")
-        return is_own(run, "align") and records[stage]["key"] == inject_key(run, delta)
-    arm = stage.removeprefix("evaluate ")
-    if arm == "result" and not is_own(run, "inject"):
-        return False
-    try:
-        return records[stage]["key"] == run.scores_key(arm)
-    except DataError:  # the export is damaged or gone
-        return False
-
-
 def forget_others(run: Run) -> None:
-    """Remove what sums up stages of another recipe."""
-    made = [name for name in run.stages.records() if name in ("align", "inject") or name.startswith("evaluate ")]
-    others = [name for name in made if not is_own(run, name)]
-    if others and any((run.folder / name).is_file() for name in WRITTEN):
-        log.warning("%s: %s of another recipe; the summary is removed", run.folder, ", ".join(others))
-        for name in WRITTEN:
-            (run.folder / name).unlink(missing_ok=True)
+    """Drop the records of stages that were finished with another recipe, and what sums them up."""
+    records = run.stages.records()
+    own: dict[str, bool] = {}
+    if "align" in records:
+        own["align"] = _is_own_delta(run, records["align"])
+    if "inject" in records:
+        delta = records.get("align", {"files": {}})["files"].get("delta.safetensors")
+        own["inject"] = own.get("align", False) and records["inject"]["key"] == inject_key(run, delta)
+    for name in records:
+        stage, _, arm = name.partition(" ")
+        if stage == "evaluate":
+            own[name] = (arm != "result" or own.get("inject", False)) and _is_own_score(run, arm, records[name])
+    others = [name for name, held in own.items() if not held]
+    if not others:
+        return
+    log.warning("%s: %s of another recipe, to be made anew", run.folder, ", ".join(others))
+    for name in others:
+        run.stages.drop(name)
+    for file in WRITTEN:
+        (run.folder / file).unlink(missing_ok=True)
+
+
+def _is_own_delta(run: Run, record: dict[str, Any]) -> bool:
+    """By the recipe that the delta names, which takes no look at the source; else by the stage's key."""
+    recipe = json.loads(run.recipe.model_dump_json())
+    try:
+        named = Delta.where_from(run.folder / "delta.safetensors")["recipe"]
+        if all(named[section] == recipe[section] for section in DECIDES):
+            return True
+    except (DataError, KeyError):
+        pass
+    return record["key"] == align_key(run)
+
+
+def _is_own_score(run: Run, arm: str, record: dict[str, Any]) -> bool:
+    """By the key; a model that is gone or damaged cannot tell, and its scores stand."""
+    try:
+        return record["key"] == run.scores_key(arm)
+    except DataError:
+        return arm == "result"

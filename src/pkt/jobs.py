@@ -24,7 +24,7 @@ from pkt.errors import DataError, TrainingError, UnsupportedModelError
 from pkt.evaluation.guard import text_digest
 from pkt.evaluation.harness import score
 from pkt.evaluation.perplexity import window_losses
-from pkt.files import write_json, write_text
+from pkt.files import read_record, write_json, write_text
 from pkt.flops import counted
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
@@ -50,15 +50,6 @@ GUARD_TEXT = "guard text"
 def now() -> str:
     """The time, to the millisecond, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record, or nothing where there is none or it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)

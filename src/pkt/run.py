@@ -14,8 +14,8 @@ from pkt.certificate_file import own_certificate
 from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
-from pkt.files import leftovers, write_json, write_text
-from pkt.finished import align_key, forget_others, inject_key, is_own
+from pkt.files import leftovers, read_record, write_json, write_text
+from pkt.finished import align_key, forget_others, inject_key
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
 from pkt.memo import remembered_value
@@ -99,11 +99,11 @@ class Run:
         """
         if arm == "source":
             return self.source
-        path = self.folder / "export.json"
-        wide = self.recipe.dtype == "float32" or not path.is_file()
-        dtype = self.recipe.dtype if wide else json.loads(path.read_text(encoding="utf-8"))["dtype"]
+        dtype = self.recipe.dtype
+        if dtype != "float32":
+            dtype = read_record(self.folder / "export.json").get("dtype", dtype)
         if arm == "result":
-            return self._lm(str(self.folder / "model"), None, dtype)
+            return self._lm(str((self.folder / "model").absolute()), None, dtype)
         return self._lm(self.recipe.target.name, self.recipe.target.revision, dtype)
 
     def _lm(self, name: str, revision: str | None, dtype: str) -> LM:
@@ -185,7 +185,7 @@ class Run:
         delta_path, out = self.folder / "delta.safetensors", self.folder / "model"
         if not delta_path.is_file():
             raise DataError(f"{delta_path}: no such delta; run `pkt align {self.folder}` first")
-        if not is_own(self, "align"):
+        if "align" not in self.stages.records():
             raise DataError(f"{delta_path} is of another recipe than recipe.yaml; run `pkt align {self.folder}` first")
         key = inject_key(self, file_digest(delta_path))
 
@@ -209,7 +209,7 @@ class Run:
             check_asked(self, self.task)
         if "result" in arms and not (self.folder / "model" / "config.json").is_file():
             raise DataError(f"{self.folder / 'model'}: no exported model; run `pkt inject {self.folder}` first")
-        if "result" in arms and not is_own(self, "inject"):
+        if "result" in arms and "inject" not in self.stages.records():
             raise DataError(
                 f"{self.folder / 'model'} is of another recipe than recipe.yaml, or of another delta; run `pkt align` and `pkt inject` first"
             )

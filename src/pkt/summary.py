@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from pkt.certificate_file import own_certificate
 from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
-from pkt.finished import is_own
 from pkt.inject.delta import Change, Delta, Lines, LowRank
 from pkt.inject.ranges import weights_under
 from pkt.models.checkpoint import file_digest, is_nano
@@ -21,7 +20,7 @@ from pkt.protocols import protocol_of
 from pkt.report.verdict import harm_flag
 from pkt.report.words import changed_in_words
 from pkt.scores import Line
-from pkt.stages import SHARED, flop_of
+from pkt.stages import flop_of
 from pkt.tasks.chance import chance_of
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     """Write `summary.json` and `model/README.md`; parts whose stage has not run are left out."""
     folder, records = run.folder, run.stages.records()
     certificate = own_certificate(run)
-    own = {name for name in records if name in (*SHARED, "overlap") or is_own(run, name)}
-    lines = [line for line in run.scores.lines() if f"evaluate {line['arm']}" in own]
+    lines = [line for line in run.scores.lines() if f"evaluate {line['arm']}" in records]
     summary: dict[str, Any] = {
         "name": run.recipe.name,
         "task": run.task.name,
@@ -46,17 +44,17 @@ def write_summary(run: Run) -> dict[str, Any]:
         "protocol": _protocol(run),
         "scores": _scores(run, lines),
         "parts": by_part(lines) if run.task.format.name == "mmlu" and not is_nano(run.task.name) else [],
-        "perplexity": _perplexity(run, own),
+        "perplexity": _perplexity(run),
         **effort(run),
         "history": [],
         "delta": [],
         "costs": [
             {"stage": name, **{k: s[k] for k in ("seconds", "peak_memory_gib", "flop") if k in s}}
-            for name, s in sorted(((n, records[n]) for n in own), key=lambda item: _order(item[0], run))
+            for name, s in sorted(records.items(), key=lambda item: _order(item[0], run))
         ],
         "warnings": folder_warnings(folder),
     }
-    if "align" in own and (folder / "delta.safetensors").is_file():
+    if "align" in records and (folder / "delta.safetensors").is_file():
         delta = Delta.load(folder / "delta.safetensors")
         summary["history"] = delta.provenance.get("history", [])
         if getattr(run.options, "loss_on_prompt", False):
@@ -65,10 +63,10 @@ def write_summary(run: Run) -> dict[str, Any]:
             summary["layers"] = delta.provenance["layers"]
         summary["delta"] = _sizes(delta, run.target)
         summary["warnings"] += _warnings(delta, run)
-    if "inject" in own and (folder / "export.json").is_file():
+    if "inject" in records and (folder / "export.json").is_file():
         summary["export"] = json.loads((folder / "export.json").read_text())
     write_json(folder / "summary.json", summary)
-    if "inject" in own and (folder / "model").is_dir():
+    if "inject" in records and (folder / "model").is_dir():
         write_text(folder / "model" / "README.md", card(run, summary, certificate))
     return summary
 
@@ -76,7 +74,7 @@ def write_summary(run: Run) -> dict[str, Any]:
 def effort(run: Run) -> dict[str, int | None]:
     """What the delta took: trained parameters, labels and steps as its method says, operations as its stages counted them."""
     path = run.folder / "delta.safetensors"
-    said = Delta.load(path).provenance if path.is_file() and is_own(run, "align") else {}
+    said = Delta.load(path).provenance if path.is_file() and "align" in run.stages.records() else {}
     return {key: said.get(key) for key in ("trained_parameters", "labels", "steps")} | {
         "flop": flop_of(run.stages.records()) if said else None
     }
@@ -115,8 +113,10 @@ def _protocol(run: Run) -> dict[str, Any]:
     return {"version": run.task.format.version, **asdict(protocol_of(run.recipe, run.task))}
 
 
-def _perplexity(run: Run, own: set[str]) -> dict[str, Any] | None:
-    found = {arm: value for arm, value in run.scores.perplexities().items() if f"evaluate {arm}" in own}
+def _perplexity(run: Run) -> dict[str, Any] | None:
+    records = run.stages.records()
+    arms = [arm for arm in run.recipe.evaluate.arms if f"evaluate {arm}" in records]
+    found = {arm: value for arm, value in run.scores.perplexities().items() if arm in arms}
     if not any(found.values()):
         return None
     return found | {"text": run.recipe.evaluate.perplexity_text or "neutral sentences of the nano world"}

@@ -16,7 +16,8 @@ from pkt.environment import code
 from pkt.errors import ConfigError, DataError
 from pkt.evaluation.grading import earned
 from pkt.evidence import FORMAT, certificate, jobs_of, memo_digests, read_lines, scores_path
-from pkt.jobs import GUARD_TEXT, Job, read_record
+from pkt.files import read_record
+from pkt.jobs import GUARD_TEXT, Job
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.registry import nearest

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pkt
 from pkt.errors import DataError, ShapeError, UnsupportedModelError
-from pkt.inject.adapter import export_adapter
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta, Dense, Lines, LowRank
 from pkt.inject.export import export
@@ -202,7 +202,7 @@ def test_nothing_is_left_behind_when_it_fails(tiny_target, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
 
 
-@pytest.mark.parametrize("write", [export, export_adapter])
+@pytest.mark.parametrize("write", [pkt.export, pkt.export_adapter])
 def test_no_model_is_replaced_unasked(tiny_target, tmp_path, write):
     low = Delta({(0, "up"): LowRank(torch.ones(2, 32), torch.ones(56, 2))})
     write(low, tiny_target, tmp_path / "out")

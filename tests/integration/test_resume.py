@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import pkt.report.html
 import pkt.run
 import pkt.summary
+from pkt.comparison_entry import entry
 from pkt.files import save_tensors, write_text
 from pkt.inject.delta import Delta
 from pkt.machine import Machine
@@ -158,7 +159,8 @@ def test_what_another_recipe_left_stands_for_nothing(pkt, recipe, finished):
     left = (finished / "delta.safetensors").read_bytes()
     assert pkt("locate", recipe(), "--out", finished, "--set", "method.steps=3").code == 0
     assert not (finished / "summary.json").exists()
-    assert "unfinished: nothing is scored yet" in pkt("compare", finished).out
+    assert entry(finished).state == "unfinished: nothing is scored yet"
+    assert entry(finished).costs.flop is None
     pkt("inject", finished).refuses("delta.safetensors is of another recipe than recipe.yaml; run `pkt align")
     pkt("evaluate", finished).refuses("model is of another recipe than recipe.yaml, or of another delta")
     assert (finished / "delta.safetensors").read_bytes() == left
@@ -179,7 +181,7 @@ def test_what_another_recipe_left_stands_for_nothing(pkt, recipe, finished):
     [
         ("method.attribution.positions=last", {"locate", "align", "inject", "evaluate result"}),
         ("method.locator=sensitivity", {"locate", "align", "inject", "evaluate result"}),
-        ("export.dtype=float32", {"inject"}),
+        ("export.dtype=float32", {"inject", "evaluate result"}),
         ("evaluate.limit=2", {"evaluate target", "evaluate source", "evaluate result"}),
         ("dtype=bfloat16", set(STAGES) - {"overlap"}),
     ],
@@ -189,6 +191,50 @@ def test_every_option_redoes_the_stages_that_depend_on_it(pkt, recipe, finished,
     assert pkt("run", recipe(), "--out", finished, "--set", key).code == 0
     after = records(finished)
     assert {name for name in after if after[name] != before[name]} == redone
+
+
+def test_a_recipe_changed_by_hand_redoes_what_depends_on_it(pkt, finished):
+    path = finished / "recipe.yaml"
+    path.write_text(path.read_text().replace("steps: 2", "steps: 3"))
+    pkt("inject", finished).refuses("delta.safetensors is of another recipe than recipe.yaml")
+    assert pkt("align", finished).code == 0
+    assert not (finished / "summary.json").exists()
+    assert set(records(finished)) == {"overlap", "locate", "align", "evaluate target", "evaluate source"}
+
+
+def test_a_delta_is_exported_without_its_source(pkt, recipe, make_lm, tmp_path):
+    source = shutil.copytree(make_lm("llama", "source").name, tmp_path / "source")
+    args = ("--out", tmp_path / "out", "--set", "evaluate.arms=[]")
+    assert pkt("run", recipe(source=str(source)), *args).code == 0
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "out" / "model")
+    assert pkt("inject", tmp_path / "out").code == 0
+
+
+def test_a_run_whose_model_was_deleted_keeps_its_summary(pkt, recipe, finished):
+    before = json.loads((finished / "summary.json").read_text())
+    shutil.rmtree(finished / "model")
+    run = Run.resume(finished, Machine("cpu"))
+    run.start()
+    assert json.loads((finished / "summary.json").read_text()) == before
+    write_summary(run)
+    assert json.loads((finished / "summary.json").read_text())["scores"] == before["scores"]
+
+
+def test_perplexities_of_arms_that_are_no_longer_asked_for_are_not_shown(pkt, recipe, finished):
+    assert pkt("run", recipe(), "--out", finished, "--set", "evaluate.arms=[target]").code == 0
+    shown = json.loads((finished / "summary.json").read_text())["perplexity"]
+    assert shown is None or set(shown) <= {"target", "text"}
+
+
+def test_a_damaged_record_of_the_export_is_made_anew(pkt, recipe, tmp_path):
+    args = ("--out", tmp_path / "out", "--set", "dtype=bfloat16", "--set", "evaluate.arms=[result]")
+    assert pkt("run", recipe(), *args).code == 0
+    path = tmp_path / "out" / "export.json"
+    before = path.read_text()
+    path.write_text(before[:20])
+    assert pkt("run", recipe(), *args).code == 0
+    assert path.read_text() == before
 
 
 def test_folders_of_models_are_kept_whole(pkt, recipe, make_lm, tmp_path, monkeypatch):

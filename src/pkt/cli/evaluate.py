@@ -111,11 +111,13 @@ def _check_run_folder(name: str, others: list[str]) -> None:
 
 def _stage(folder: Path, device: str, batch_size: int, allow_code: bool, no_sandbox: bool) -> None:
     """Stage 4."""
+    from pkt.finished import forget_others
     from pkt.report.html import write
     from pkt.summary import write_summary
 
     made = resumed(folder, device, batch_size, allow_code, no_sandbox)
     with locked(folder):
+        forget_others(made)
         made.evaluate()
         write_summary(made)
         write(folder)

@@ -117,10 +117,13 @@ def locate(
 
 def align(folder: Folder, device: Device = "auto") -> None:
     """Stage 2: train the method's delta."""
+    from pkt.finished import forget_others
+
     made = resumed(folder, device)
     if not is_first():
         return made.help_align()
     with locked(folder):
+        forget_others(made)
         delta = made.align()
     return say(
         f"{folder / 'delta.safetensors'}: {delta.size():,} entries, norm {delta.norm():.4g}; next: pkt inject {folder}"
@@ -129,7 +132,10 @@ def align(folder: Folder, device: Device = "auto") -> None:
 
 def inject(folder: Folder, device: Device = "auto") -> None:
     """Stage 3: export the target with the delta as an ordinary checkpoint."""
+    from pkt.finished import forget_others
+
     made = resumed(folder, device)
     with locked(folder):
+        forget_others(made)
         model = made.inject()
     say(f"{model}: load it with AutoModelForCausalLM.from_pretrained; next: pkt evaluate {folder}")

@@ -65,7 +65,6 @@ def export_adapter(delta: Delta, target: LM, out: Path, *, overwrite: bool = Fal
         UnsupportedModelError: a change is dense, or changes tied embeddings, which peft would merge wrongly.
         DataError: `out` holds files.
     """
-    out = Path(out)
     check_free(out, target, CONFIG, overwrite=overwrite)
     check_ties(delta.changes, target)
     tensors: dict[str, Tensor] = {}

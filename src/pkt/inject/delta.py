@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -241,23 +242,40 @@ class Delta:
         Raises:
             DataError: no such file, or another kind of file.
         """
-        if not path.is_file():
-            raise DataError(f"{path}: no such delta; run the align stage first, or give a delta.safetensors")
-        try:
-            with safe_open(path, "pt") as f:
-                header = json.loads((f.metadata() or {}).get(HEADER, "{}"))
-                if header.get("format") != FORMAT:
-                    raise DataError(
-                        f"{path}: not a delta of this package (format {header.get('format')!r}, expected {FORMAT!r})"
-                    )
-                parts: dict[Key, dict[str, Tensor]] = {}
-                for name in f.keys():
-                    key, _, field_ = name.rpartition(".")
-                    parts.setdefault(key_named(key), {})[field_] = f.get_tensor(name)
-        except SafetensorError as e:
-            raise DataError(f"{path}: not a safetensors file ({e})") from e
+        with _opened(path) as (f, provenance):
+            parts: dict[Key, dict[str, Tensor]] = {}
+            for name in f.keys():
+                key, _, field_ = name.rpartition(".")
+                parts.setdefault(key_named(key), {})[field_] = f.get_tensor(name)
         ordered = sorted(parts.items(), key=lambda item: (item[0][0] is None, item[0][0] or 0, item[0][1]))
-        return Delta({key: _change(t) for key, t in ordered}, header["provenance"])
+        return Delta({key: _change(t) for key, t in ordered}, provenance)
+
+    @staticmethod
+    def where_from(path: Path) -> dict[str, Any]:
+        """The provenance in a file's header; raises as `load`."""
+        with _opened(path) as (_, provenance):
+            return provenance
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A delta's file and its provenance.
+
+    Raises:
+        DataError: no such file, or another kind of file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such delta; run the align stage first, or give a delta.safetensors")
+    try:
+        with safe_open(path, "pt") as f:
+            header = json.loads((f.metadata() or {}).get(HEADER, "{}"))
+            if header.get("format") != FORMAT:
+                raise DataError(
+                    f"{path}: not a delta of this package (format {header.get('format')!r}, expected {FORMAT!r})"
+                )
+            yield f, header["provenance"]
+    except SafetensorError as e:
+        raise DataError(f"{path}: not a safetensors file ({e})") from e
 
 
 def key_name(key: Key) -> str:

@@ -93,7 +93,6 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto", overwrit
         ShapeError: the delta does not fit.
         DataError: `out` holds files.
     """
-    out = Path(out)
     check_free(out, target, "config.json", overwrite=overwrite)
     changes: dict[str, Changes] = {}
     for name, change in delta.tensors(target):

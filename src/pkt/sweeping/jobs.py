@@ -18,8 +18,8 @@ from pkt.config import Recipe, validate
 from pkt.environment import code
 from pkt.errors import DataError, one_line
 from pkt.evaluation.guard import text_digest
-from pkt.files import locked, write_json
-from pkt.jobs import VALIDATION_BATCH, read_record
+from pkt.files import locked, read_record, write_json
+from pkt.jobs import VALIDATION_BATCH
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.run import Run

@@ -18,7 +18,7 @@ import numpy as np
 
 from pkt.certify.statistics import Spread, holm, spread
 from pkt.comparison_entry import REAL, entry, stage_costs
-from pkt.jobs import read_record
+from pkt.files import read_record
 from pkt.report.data import read
 from pkt.report.sweep_words import sentences
 from pkt.stages import Stages
