@@ -132,7 +132,7 @@ def run(app: Any, arguments: Sequence[str]) -> None:
         command = getattr(getattr(e, "ctx", None), "command_path", "pkt")
         _fail(f"{e.format_message().rstrip('.')}; see `{command} --help`")
     except (OSError, SafetensorError) as e:
-        if not debug and is_full(e):
+        if not debug and _is_full(e):
             _fail("no space is left on the disk; free some and run the same command again: finished stages are kept")
         if debug or not isinstance(e, OSError) or e.filename is None:
             raise
@@ -150,7 +150,7 @@ def run(app: Any, arguments: Sequence[str]) -> None:
         sys.exit(code)
 
 
-def is_full(e: Exception) -> bool:
+def _is_full(e: Exception) -> bool:
     """Whether a disk is; safetensors has a text for it alone."""
     return getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(e)
 

@@ -74,7 +74,7 @@ def write_summary(run: Run) -> dict[str, Any]:
 def effort(run: Run) -> dict[str, int | None]:
     """What the delta took: trained parameters, labels and steps as its method says, operations as its stages counted them."""
     path = run.folder / "delta.safetensors"
-    said = Delta.load(path).provenance if path.is_file() and "align" in run.stages.records() else {}
+    said = Delta.where_from(path) if path.is_file() and "align" in run.stages.records() else {}
     return {key: said.get(key) for key in ("trained_parameters", "labels", "steps")} | {
         "flop": flop_of(run.stages.records()) if said else None
     }

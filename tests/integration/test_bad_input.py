@@ -361,42 +361,31 @@ def test_a_real_process_prints_one_line_and_exits_with_2(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "said"),
     [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Io error: No space left on device (os error 28)"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space is left on the disk; free some and run the same"),
+        (SafetensorError("Io error: No space left on device (os error 28)"), "no space is left on the disk; free some"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
+            ),
+            "the device ran out of memory; try a lower --batch-size",
+        ),
     ],
 )
-def test_a_full_disk_is_one_line(monkeypatch, capsys, error):
+def test_a_full_disk_or_memory_says_what_to_do(monkeypatch, capsys, error, said):
     import pkt.execute
     from pkt.cli import main
 
-    def write(*_args):
+    def fail(*_args):
         raise error
 
-    monkeypatch.setattr(pkt.execute, "execute", write)
+    monkeypatch.setattr(pkt.execute, "execute", fail)
     monkeypatch.setattr("sys.argv", ["pkt", "run", "nano_tuned", "--out", "nowhere"])
     with pytest.raises(SystemExit) as e:
         main()
     assert e.value.code == 2
-    assert capsys.readouterr().err.startswith("error: no space is left on the disk; free some and run the same command")
-
-
-def test_out_of_memory_says_what_to_do(monkeypatch, capsys):
-    import pkt.execute
-    from pkt.cli import main
-
-    def grow(*_args):
-        raise RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."
-        )
-
-    monkeypatch.setattr(pkt.execute, "execute", grow)
-    monkeypatch.setattr("sys.argv", ["pkt", "run", "nano_tuned", "--out", "nowhere"])
-    with pytest.raises(SystemExit) as e:
-        main()
-    assert e.value.code == 2
-    assert capsys.readouterr().err.startswith("error: the device ran out of memory; try a lower --batch-size")
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_a_folder_in_use_is_refused(pkt, recipe, tmp_path):

@@ -221,10 +221,12 @@ def test_a_run_whose_model_was_deleted_keeps_its_summary(pkt, recipe, finished):
     assert json.loads((finished / "summary.json").read_text())["scores"] == before["scores"]
 
 
-def test_perplexities_of_arms_that_are_no_longer_asked_for_are_not_shown(pkt, recipe, finished):
-    assert pkt("run", recipe(), "--out", finished, "--set", "evaluate.arms=[target]").code == 0
-    shown = json.loads((finished / "summary.json").read_text())["perplexity"]
-    assert shown is None or set(shown) <= {"target", "text"}
+def test_perplexities_of_arms_that_are_no_longer_asked_for_are_not_shown(pkt, recipe, tmp_path):
+    (tmp_path / "text.txt").write_text("Tom buys a lot of things in many shops and never counts. " * 20)
+    args = ("--out", tmp_path / "out", "--set", f"evaluate.perplexity_text={tmp_path / 'text.txt'}")
+    for arms, shown in (("[target,result]", {"target", "result", "text"}), ("[target]", {"target", "text"})):
+        assert pkt("run", recipe(), *args, "--set", f"evaluate.arms={arms}").code == 0
+        assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["perplexity"]) == shown
 
 
 def test_a_damaged_record_of_the_export_is_made_anew(pkt, recipe, tmp_path):
