@@ -30,7 +30,8 @@ from torch import Generator
 from pkt.config import Recipe
 from pkt.errors import UnsupportedModelError
 from pkt.evidence import certify
-from pkt.inject.delta import Delta, Dense, Key, Lines
+from pkt.inject.changes import Dense, Lines
+from pkt.inject.delta import Delta, Key
 from pkt.machine import Machine
 from pkt.methods.base import MethodConfig, fork, method
 from pkt.methods.laten import LatenConfig, laten

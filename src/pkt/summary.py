@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pkt.certificate_file import own_certificate
 from pkt.evaluation.statistics import by_part, summarise
 from pkt.files import write_json, write_text
-from pkt.inject.delta import Change, Delta, Lines, LowRank
+from pkt.inject.changes import Change, Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.ranges import weights_under
 from pkt.models.checkpoint import file_digest, is_nano
 from pkt.models.lm import LM

@@ -19,7 +19,8 @@ from pkt.errors import DataError, ShapeError, UnsupportedModelError
 from pkt.inject.adapter import export_adapter
 from pkt.inject.adapter_reading import read_adapter
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, Dense, LowRank
+from pkt.inject.changes import Dense, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.untie import untie
 from pkt.models.lm import LM
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2
 
 from pkt.evaluation.harness import score
 from pkt.inject.adapter import export_adapter
-from pkt.inject.delta import Delta, Lines, LowRank
+from pkt.inject.changes import Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.export import export
 from pkt.inject.given import given
 from pkt.models.lm import LM

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pkt
 from pkt.errors import DataError, ShapeError, UnsupportedModelError
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.changes import Dense, Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.export import export
 from pkt.models.lm import LM
 

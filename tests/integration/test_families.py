@@ -21,7 +21,8 @@ from pkt.extract.scores import encode_answers
 from pkt.inject.adapter import export_adapter
 from pkt.inject.adapter_reading import read_adapter
 from pkt.inject.apply import injected, write_
-from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.changes import Dense, Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.export import export
 from pkt.inject.untie import untie
 from pkt.methods import METHODS

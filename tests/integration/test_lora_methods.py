@@ -16,7 +16,8 @@ from pkt.certify.arms import Setting, missing, transfer
 from pkt.errors import ConfigError, DataError, ShapeError, UnsupportedModelError
 from pkt.extract.blocks import shapes
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, LowRank
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Delta
 from pkt.methods import METHODS
 from pkt.methods.pissa import PissaConfig, principal
 from pkt.models.controls import RandomSource, ShuffledSource

@@ -22,7 +22,8 @@ from pkt.execute import execute
 from pkt.extract.location import LocationConfig, attributions, counts, locate
 from pkt.extract.slices import line_index, place
 from pkt.inject.apply import injected, write_
-from pkt.inject.delta import Delta, Lines
+from pkt.inject.changes import Lines
+from pkt.inject.delta import Delta
 from pkt.methods.laten import LatenConfig, laten
 from pkt.models.controls import RandomSource, ShuffledSource
 from pkt.models.families import KINDS

@@ -17,7 +17,8 @@ from pkt.evaluation.harness import _harness_model
 from pkt.evaluation.ranking import Group, Question, batches, grouped, likelihoods
 from pkt.evaluation.sampling import Sampler
 from pkt.inject.apply import injected
-from pkt.inject.delta import Delta, Lines
+from pkt.inject.changes import Lines
+from pkt.inject.delta import Delta
 
 VOCABULARY = 200
 

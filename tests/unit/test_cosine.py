@@ -11,8 +11,9 @@ import torch
 
 from pkt.errors import ShapeError
 from pkt.inject import cosine as module
+from pkt.inject.changes import Dense, Lines, LowRank
 from pkt.inject.cosine import cosine, inner, products, shared
-from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.ranges import ranges
 
 ROWS, COLUMNS = 13, 9

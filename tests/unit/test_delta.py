@@ -9,7 +9,8 @@ import torch
 
 from pkt.errors import DataError, PktError, ShapeError, UnsupportedModelError
 from pkt.inject.apply import injected, write_
-from pkt.inject.delta import Delta, Dense, Lines, LowRank
+from pkt.inject.changes import Dense, Lines, LowRank
+from pkt.inject.delta import Delta
 from pkt.inject.ranges import weights_under
 from pkt.stages import peak_bytes
 

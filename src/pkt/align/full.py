@@ -11,7 +11,8 @@ from torch import Generator
 
 from pkt.align.finetune import FinetuneConfig, finetune
 from pkt.errors import UnsupportedModelError
-from pkt.inject.delta import Change, Delta, Dense, Key
+from pkt.inject.changes import Change, Dense
+from pkt.inject.delta import Delta, Key
 from pkt.models.lm import LM
 from pkt.tasks.base import Task
 from pkt.tasks.losses import Labelled, encode_all

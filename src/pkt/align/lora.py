@@ -22,7 +22,8 @@ from torch import Generator, nn
 from pkt.align.finetune import FinetuneConfig, check_training, finetune, training_seed
 from pkt.errors import ConfigError
 from pkt.inject.apply import injected
-from pkt.inject.delta import Change, Delta, Key, LowRank
+from pkt.inject.changes import Change, LowRank
+from pkt.inject.delta import Delta, Key
 from pkt.models.families import LINEAR
 from pkt.models.lm import LM
 from pkt.randomness import own_randomness

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from pkt.align.finetune import training_seed
-from pkt.inject.delta import LowRank
+from pkt.inject.changes import LowRank
 from pkt.randomness import own_randomness
 
 OVERSAMPLING, ITERATIONS = 16, 8

@@ -24,7 +24,8 @@ from pkt.align.alignment import MakeDelta, StepLoss
 from pkt.errors import TrainingError
 from pkt.extract.location import Located
 from pkt.extract.slices import line_index
-from pkt.inject.delta import Key, Lines
+from pkt.inject.changes import Lines
+from pkt.inject.delta import Key
 from pkt.models.families import KINDS
 from pkt.models.lm import LM
 

@@ -23,7 +23,8 @@ from pkt.errors import UnsupportedModelError
 from pkt.extract.blocks import VERSION, Blocks, Corner, check_sizes, find_blocks, shapes
 from pkt.extract.layers import check_depth
 from pkt.extract.pairing import LayerMapOptions, Pairing, pairing_of, similarity_key
-from pkt.inject.delta import Key, LowRank, key_name, key_named
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Key, key_name, key_named
 from pkt.memo import remembered
 from pkt.models.families import KINDS, LINEAR
 from pkt.models.lm import LM

@@ -27,7 +27,8 @@ from pkt.align.source_start import SourceStartConfig, check_pair, locate_blocks,
 from pkt.analyses.base import AnalysisConfig, Result, Row, analysis
 from pkt.errors import ConfigError, DataError, PktError, UnsupportedModelError
 from pkt.extract.pairing import check_comparable
-from pkt.inject.delta import Key, LowRank
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Key
 from pkt.methods import METHODS
 from pkt.methods.base import Method, fork
 from pkt.methods.pissa import PissaConfig

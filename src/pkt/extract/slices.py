@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pkt.extract.neurons import NeuronSet
-from pkt.inject.delta import Delta, Key, Lines
+from pkt.inject.changes import Lines
+from pkt.inject.delta import Delta, Key
 from pkt.models.families import KINDS, LINE_AXIS, Dims
 from pkt.models.lm import LM
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pkt.errors import UnsupportedModelError
 from pkt.files import HEADER, save_tensors
-from pkt.inject.delta import Change, Delta, Key, Lines, LowRank
+from pkt.inject.changes import Change, Lines, LowRank
+from pkt.inject.delta import Delta, Key
 from pkt.inject.export import check_free
 from pkt.models.families import BIAS
 from pkt.models.lm import LM

@@ -22,7 +22,8 @@ from torch import Tensor
 from pkt.errors import DataError, ShapeError, UnsupportedModelError
 from pkt.files import HEADER
 from pkt.inject.adapter import CONFIG, EMBEDDING, LINEAR, PREFIX, WEIGHTS, check_ties
-from pkt.inject.delta import Change, Delta, Key, LowRank
+from pkt.inject.changes import Change, LowRank
+from pkt.inject.delta import Delta, Key
 from pkt.models.lm import LM
 from pkt.models.loading import first_line
 from pkt.quiet import errors_only

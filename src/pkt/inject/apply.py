@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pkt.errors import ShapeError, UnsupportedModelError
-from pkt.inject.delta import Change, Delta, Within, within
+from pkt.inject.changes import Change, Within, within
+from pkt.inject.delta import Delta
 from pkt.models.families import dims_of, family_of
 
 

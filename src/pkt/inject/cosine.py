@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pkt.errors import ShapeError
-from pkt.inject.delta import Change, Delta, Dense, Key, Lines, LowRank
+from pkt.inject.changes import Change, Dense, Lines, LowRank
+from pkt.inject.delta import Delta, Key
 
 CHUNK = 1 << 22
 """Entries that are widened to float64 at a time."""

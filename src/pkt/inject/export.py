@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pkt.errors import DataError
 from pkt.files import save_tensors, write_json
-from pkt.inject.delta import Change, Delta, Within
+from pkt.inject.changes import Change, Within
+from pkt.inject.delta import Delta
 from pkt.models.checkpoint import Checkpoint
 from pkt.models.lm import LM
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pkt.inject.delta import Change, Delta, Key, Lines
+from pkt.inject.changes import Change, Lines
+from pkt.inject.delta import Delta, Key
 from pkt.models.families import LINE_AXIS
 from pkt.models.lm import LM
 

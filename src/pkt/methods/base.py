@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Generator
 
     from pkt.extract.intervene import Sets
-    from pkt.inject.delta import Delta, Key, LowRank
+    from pkt.inject.changes import LowRank
+    from pkt.inject.delta import Delta, Key
     from pkt.models.lm import LM
     from pkt.tasks.base import Task
 

@@ -12,7 +12,8 @@ from torch import Generator
 
 from pkt.align.lora import LoraConfig, adapted, check_adapters, tune_lora
 from pkt.align.low_rank import low_rank
-from pkt.inject.delta import Delta, Key, LowRank
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Delta, Key
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task

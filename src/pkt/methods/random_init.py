@@ -16,7 +16,8 @@ from pkt.align.source_start import (
     location_key,
     source_start,
 )
-from pkt.inject.delta import Delta, Key, LowRank
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Delta, Key
 from pkt.methods.base import fork, method
 from pkt.models.controls import RandomSource
 from pkt.models.lm import LM

@@ -21,7 +21,8 @@ from pkt.align.source_start import (
     location_key,
     source_start,
 )
-from pkt.inject.delta import Delta, Key, LowRank, key_name
+from pkt.inject.changes import LowRank
+from pkt.inject.delta import Delta, Key, key_name
 from pkt.methods.base import fork, method
 from pkt.models.lm import LM
 from pkt.tasks.base import Task

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.evaluation.statistics import summarise
 from pkt.extract.jaccard import chance_of_sets, jaccard
+from pkt.inject.changes import Lines
 from pkt.inject.cosine import cosine, products
-from pkt.inject.delta import Delta, Key, Lines
+from pkt.inject.delta import Delta, Key
 from pkt.inject.ranges import ranges
 from pkt.scores import Scores
 from pkt.stability.located import ALL
