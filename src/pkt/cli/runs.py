@@ -90,7 +90,7 @@ def locate(
         ),
     ] = False,
 ) -> None:
-    """Stage 1: score layers and neurons of both models on the extract split."""
+    """Stage 1: find what the method locates on the extract split: neurons of both models, or blocks of the source."""
     from pkt.checks import check
     from pkt.intervention import check_verifiable, table_rows, verify_location
 

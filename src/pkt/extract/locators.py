@@ -48,7 +48,11 @@ class LocatorOptions(Section):
         KnowledgeNeuronsConfig(), description="options of `knowledge_neurons`"
     )
     query_neurons: QueryNeuronsConfig = Field(QueryNeuronsConfig(), description="options of `query_neurons`")
-    memory_mib: int = Field(256, ge=1, description="MiB that a locator may work in, above the model")
+    memory_mib: int = Field(
+        256,
+        ge=1,
+        description="MiB that `logprob_gain`, `knowledge_neurons` and in part `query_neurons` work in, above the model",
+    )
 
     @field_validator("locator")
     @classmethod
