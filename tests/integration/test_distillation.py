@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from pkt.align.full import tune_all
 from pkt.certify.arms import SOURCE_ARMS, Setting, transfer
 from pkt.checks import check
-from pkt.errors import ConfigError, DataError, UnsupportedModelError
+from pkt.errors import ConfigError, DataError, TrainingError, UnsupportedModelError
 from pkt.inject.delta import Delta
 from pkt.methods.gkd import GkdConfig, gkd
 from pkt.methods.seqkd import SeqkdConfig, seqkd
@@ -233,6 +233,13 @@ def test_the_loss_off_policy_is_that_of_the_labelled_responses(tiny_source, tiny
 def test_the_share_of_steps_on_policy(tiny_source, tiny_target, written):
     run("gkd", tiny_source, tiny_target, lmbda=0.5, epochs=24, batch_size=4, micro_batch=4)
     assert 6 <= len(written) <= 18
+
+
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_training_that_diverges_says_so_before_a_token_is_drawn(tiny_source, tiny_target, lmbda):
+    """A certificate's search takes such a learning rate for the worst, and goes on."""
+    with pytest.raises(TrainingError, match=r"step \d+: .* not finite; lower the learning rate"):
+        run("gkd", tiny_source, tiny_target, lmbda=lmbda, lr=1e4, epochs=6)
 
 
 def test_at_lmbda_1_no_label_is_read(tiny_source, tiny_target):

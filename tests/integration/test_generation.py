@@ -55,6 +55,13 @@ def test_a_stop_text_ends_an_answer(source):
     assert cut == whole[: whole.index(middle)]
 
 
+def test_a_stop_text_that_the_prompt_begins_ends_nothing(source):
+    """As `\\ndef` behind the fence that opens a program."""
+    text = f"{TEXTS[0]}\n"
+    (whole,) = source.generate([text], HOW)
+    assert source.generate([text], replace(HOW, stop=(f"\n{whole[:3]}",))) == [whole]
+
+
 def test_answers_are_read_again(source, monkeypatch, caplog):
     first = source.generate(TEXTS, HOW)
     monkeypatch.setattr(LM, "loaded", lambda self: pytest.fail("the model was loaded"))

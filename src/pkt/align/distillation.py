@@ -20,7 +20,9 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from pkt.align.finetune import FinetuneConfig, arguments, collate, filling
 from pkt.align.trainer import Checked, Reports, Shared
+from pkt.errors import TrainingError
 from pkt.models.generation import plain_settings
 from pkt.models.lm import LM
 from pkt.models.teacher import Teacher
@@ -86,12 +89,21 @@ class _Divergence(GKDTrainer):
         }
         self.model.eval()  # recomputed activations would forbid the cache; the step sets training mode again
         with torch.no_grad(), errors_only("transformers.generation.utils"):
-            ids_BT, mask_BT, labels_BT = self.generate_on_policy_outputs(self.model, given, self.generation_config)
+            writer = SimpleNamespace(generate=partial(self.model.generate, logits_processor=[self._checked]))
+            ids_BT, mask_BT, labels_BT = self.generate_on_policy_outputs(writer, given, self.generation_config)
         for i, (row, number) in enumerate(zip(rows, batch["prompts"], strict=True)):
             forced = slice(width - len(row) + len(self.prompts[number]), width)
             labels_BT[i, forced] = ids_BT[i, forced]
         labels_BT[(batch["labels"] == IGNORED).all(dim=1)] = IGNORED  # rows that count nothing
         return batch | {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+
+    def _checked(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """The logits as they are: of NaN, no token can be drawn."""
+        if not logits_BV.amax(-1).isfinite().all():
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the logits of the model that is trained are not finite; lower the learning rate"
+            )
+        return logits_BV
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The step of the trainer above GKDTrainer, which would write completions here."""

@@ -17,6 +17,7 @@ from pkt.memo_costs import found_made, making
 from pkt.progress import track
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from pkt.models.lm import LM
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "answers 1"
 """Part of every key: raise it when a model's answers change for the same inputs."""
+STOPS = "stops 2"
+"""The same for answers that stop texts end."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def answers(
         DataError: a text leaves no room for its answer in the context.
     """
     parts = [FORMAT, *lm.identity, lm.dtype, list(texts), asdict(how), list(variant)]
+    parts += [STOPS] if how.stop else []
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = lm.memo / f"answers-{key[:16]}.jsonl" if lm.memo else None
     kept = _read(path, key) if path else None
@@ -117,7 +121,6 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     batches = [order[i : i + how.batch_size] for i in range(0, len(order), how.batch_size)]
-    stops: dict[str, Any] = {"stop_strings": list(how.stop), "tokenizer": lm.tokenizer} if how.stop else {}
     for batch in track(batches, f"answers of {lm.name}"):
         width = len(prompts[batch[0]])
         ids_BT = torch.tensor([[lm.tokenizer.pad_token_id] * (width - len(prompts[i])) + prompts[i] for i in batch])
@@ -128,7 +131,7 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
                 attention_mask=mask_BT.to(lm.torch_device),
                 max_new_tokens=how.max_new_tokens,
                 do_sample=False,
-                **stops,
+                stopping_criteria=[stopped_by(lm.tokenizer, how.stop, width)] if how.stop else None,
             )
         for i, new in zip(batch, out_BT[:, width:].tolist(), strict=True):
             text = continuation(lm.tokenizer, prompts[i], new)
@@ -141,6 +144,20 @@ def _write(model: Any, lm: LM, prompts: Sequence[list[int]], how: Decoding) -> l
             lm.name, cut, len(prompts), how.max_new_tokens,
         )  # fmt: skip
     return found
+
+
+def stopped_by(tokenizer: PreTrainedTokenizerFast, stop: Sequence[str], width: int) -> Callable[..., Tensor]:
+    """A stopping criterion (B,): one of the texts stands behind the first `width` tokens.
+
+    The `stop_strings` of transformers also count a text that the prompt's last characters begin.
+    """
+    import torch
+
+    def stopped(ids_BT: Tensor, scores: Any, **_: Any) -> Tensor:
+        texts = tokenizer.batch_decode(ids_BT[:, width:])
+        return torch.tensor([any(end in text for end in stop) for text in texts], device=ids_BT.device)
+
+    return stopped
 
 
 def continuation(tokenizer: PreTrainedTokenizerFast, prompt: list[int], new: list[int]) -> str:
