@@ -216,8 +216,10 @@ def _harness_model(
 
             return ranked(self, requests, plainly)
 
-        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str | None:
             """Text of tokens as it follows other text, and as it is: some tokenizers drop a first space, or spaces before stops."""
+            if tokens is None:  # the end of sequence, of a tokenizer that has none
+                return None
             if isinstance(tokens, int) or not skip_special_tokens:
                 return str(super().tok_decode(tokens, skip_special_tokens))
             return continuation(tokenizer, before, tokens)
@@ -233,6 +235,7 @@ def _harness_model(
         batch_size=batch_size,
         max_length=context,
         add_bos_token=adds_special_tokens(style),
+        prefix_token_id=tokenizer.pad_token_id if tokenizer.bos_token is tokenizer.eos_token is None else None,
         softmax_dtype="float32",  # in bfloat16 different likelihoods become equal
     )
 

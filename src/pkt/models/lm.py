@@ -102,7 +102,7 @@ class LM:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's own tokenizer, padding on the left; see `pkt.models.loading.read_tokenizer`."""
-        return read_tokenizer(resolve(self.name, self.revision, weights=False), self.name)
+        return read_tokenizer(resolve(self.name, self.revision, weights=False), self.name, self.dims.vocab)
 
     @property
     def real(self) -> LM:

@@ -139,11 +139,14 @@ def check_device(device: str) -> None:
         )
 
 
-def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
-    """A model's tokenizer, padding on the left.
+def read_tokenizer(folder: Path, name: str, vocab: int) -> PreTrainedTokenizerFast:
+    """A model's tokenizer, padding on the left with a token that the model has.
+
+    Args:
+        vocab: tokens of the model. A padding token is often added without a row in the embedding.
 
     Raises:
-        UnsupportedModelError: there is none, or it ends every text.
+        UnsupportedModelError: there is none, it ends every text, or it writes tokens that the model does not have.
     """
     from transformers import AutoTokenizer
 
@@ -157,9 +160,15 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
         raise UnsupportedModelError(
             f"{name}: no tokenizer could be read from {folder}: {first_line(e)}; copy its tokenizer files"
         ) from e
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+    ids, end = tokenizer("a")["input_ids"], tokenizer.eos_token_id
+    if (largest := max([*ids, *([] if end is None else [end])])) >= vocab:
+        raise UnsupportedModelError(
+            f"{name}: its tokenizer writes {tokenizer.convert_ids_to_tokens(largest)!r} as token {largest}, but the model has {vocab} tokens; "
+            f"copy the tokenizer that it was trained with"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocab:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
+    if end is not None and ids[-1:] == [end]:
         raise UnsupportedModelError(
             f"{name}: its tokenizer ends every text with {tokenizer.eos_token}, after which no answer follows; set add_eos_token "
             f"to false in its tokenizer_config.json, or take it out of post_processor in its tokenizer.json"
