@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,26 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place if the block ends well, and is removed if not.
+
+    What is replaced is set aside before it is removed, which can take long: a process that is killed leaves no folder with half its files.
+    """
+    new, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "replaced"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.replace(old)
+        new.replace(path)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

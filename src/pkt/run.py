@@ -156,7 +156,7 @@ class Run:
 
         def make() -> list[Path]:
             delta = self._delta()
-            made = {"recipe": json.loads(self.recipe.model_dump_json()), "key": key}
+            made = {"recipe": json.loads(self.recipe.model_dump_json()), "key": key, "base": self.target.digest}
             Delta(delta.changes, delta.provenance | made).save(path)
             return [path]
 

@@ -275,6 +275,12 @@ def test_confusions_of_models_are_refused(refused, finished, tiny_target, make_l
     wrong = (finished / "delta.safetensors", "--base", make_lm("llama", "source").name, *on)
     refused(wrong, "this delta was made for", "use its own base, or say --any-base")
     refused((*wrong, "--any-base"), "which does not fit")
+    same_name = shutil.copytree(
+        other.name, tmp_path / "twin" / Path(tiny_target.name).name
+    )  # and shapes; its weights are others
+    refused(
+        (finished / "delta.safetensors", "--base", same_name, *on), "this delta was made for another base", "weights"
+    )
 
 
 def test_odd_changes_are_refused(refused, tiny_target, change, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,6 +217,26 @@ def test_no_model_is_replaced_unasked(tiny_target, tmp_path, write):
     own = LM(shutil.copytree(tiny_target.checkpoint.folder, tmp_path / "own"), device="cpu")
     with pytest.raises(DataError, match="own holds the target itself"):
         write(low, own, tmp_path / "own", overwrite=True)
+
+
+@pytest.mark.parametrize("write", [pkt.export, pkt.export_adapter])
+def test_a_kill_while_an_earlier_export_is_removed_leaves_no_half(tiny_target, tmp_path, monkeypatch, write):
+    low = Delta({(0, "up"): LowRank(torch.ones(2, 32), torch.ones(56, 2))})
+    write(low, tiny_target, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+
+    def killed(folder, **_):
+        for path in Path(folder).glob("*config.json"):
+            path.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(low, tiny_target, tmp_path / "out", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    write(low, tiny_target, tmp_path / "out", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_tensors_of_several_dtypes_are_all_kept(make_lm, tmp_path):

@@ -115,10 +115,16 @@ def test_a_training_that_failed_leaves_no_checkpoint(tiny_target, tmp_path):
 
 
 def test_a_half_written_checkpoint_is_not_used(tmp_path):
-    for step, whole in ((5, True), (10, False)):
+    state = '{"global_step": 5}'
+    for step, file, text in (
+        (5, module.STATE, state),
+        (10, "model.safetensors", ""),
+        (15, module.STATE, ""),
+        (20, module.STATE, state[:9]),
+    ):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / (module.STATE if whole else "model.safetensors")).write_text("{}")
+        (folder / file).write_text(text)
     assert module.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
 
 

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from pkt.config import Section
 from pkt.errors import ConfigError, DataError, TrainingError
+from pkt.files import read_record
 from pkt.flops import Count, counted
 from pkt.memo_costs import Cost, continued
 from pkt.models.determinism import deterministic
@@ -232,8 +233,8 @@ def collate(batch: Sequence[Labelled], pad: int) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in a folder."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]
+    """The newest whole checkpoint in a folder: its state is written last, but not at once."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}") if read_record(path)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 

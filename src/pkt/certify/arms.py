@@ -1,7 +1,8 @@
 """The arms of a certificate: the method on the real source, and on what stands in its place.
 
 Source arms decide the verdict; locator arms tell whether location mattered. Every arm has the same steps, data and, for
-one seed, the same batches; where a source is asked, prompts that it leaves without an answer are left out, and `no_source` has labelled prompts alone.
+one seed, the same batches; where a source is asked, prompts that it leaves without an answer are left out, and `no_source` has labelled prompts
+alone, and fewer steps.
 """
 
 from __future__ import annotations

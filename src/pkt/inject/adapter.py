@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pkt.errors import UnsupportedModelError
-from pkt.files import HEADER, save_tensors
+from pkt.files import HEADER, replacing_folder, save_tensors
 from pkt.inject.changes import Change, Lines, LowRank
 from pkt.inject.delta import Delta, Key
 from pkt.inject.export import check_free
@@ -74,16 +74,9 @@ def export_adapter(delta: Delta, target: LM, out: Path, *, overwrite: bool = Fal
         path = target.family.path(*key)
         ranks[path] = len(pair.a)
         tensors |= {f"{PREFIX}{path}.{suffix}": t for suffix, t in _stored(key, pair).items()}
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing_folder(out) as temporary:
         save_tensors(temporary / WEIGHTS, tensors, {HEADER: json.dumps({"base": target.digest})})
         _config(target, ranks).save_pretrained(temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_ties(keys: Iterable[Key], target: LM) -> None:

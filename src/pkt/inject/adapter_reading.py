@@ -55,7 +55,7 @@ def read_adapter(folder: Path, target: LM, *, any_base: bool = False) -> Delta:
     """
     config, tensors, made_for = _read(folder)
     if not any_base:
-        _check_base(folder, config, made_for, target)
+        check_base(str(folder), "adapter", config.get("base_model_name_or_path"), made_for, target)
     _check_kind(folder, config)
     keys = {
         f"{PREFIX}{name.removesuffix('.weight')}": key for name, key in target.family.keys(target.dims.layers).items()
@@ -112,14 +112,17 @@ def is_another(named: str, base: str) -> bool:
     return Path(named).name != Path(base).name
 
 
-def _check_base(folder: Path, config: Mapping[str, Any], made_for: str | None, target: LM) -> None:
-    """Weights are compared where the adapter names them by their hash, else names."""
-    named = config.get("base_model_name_or_path")
+def check_base(name: str, kind: str, named: str | None, made_for: str | None, target: LM) -> None:
+    """Raise DataError for a change that was made for another base. Weights are compared where it has their hash, else names.
+
+    Args:
+        kind: what the change is. named: the base's name in it. made_for: the hash of the base's weights in it.
+    """
     if not made_for and not named:
-        log.warning("%s does not say which base it was made for, so nothing tells that it is %s", folder, target.name)
+        log.warning("%s does not say which base it was made for, so nothing tells that it is %s", name, target.name)
     elif made_for != target.digest if made_for else is_another(str(named), target.name):
         raise DataError(
-            f"{folder}: this adapter was made for another base ({named}, weights {(made_for or 'not named')[:12]}), not for {target.name} "
+            f"{name}: this {kind} was made for another base ({named}, weights {(made_for or 'not named')[:12]}), not for {target.name} "
             f"(weights {target.digest[:12]}); use its own base, or say --any-base (any_base=True) if they are the same"
         )
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pkt.errors import DataError
-from pkt.files import save_tensors, write_json
+from pkt.files import replacing_folder, save_tensors, write_json
 from pkt.inject.changes import Change, Within
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import Checkpoint
@@ -112,18 +112,11 @@ def export(delta: Delta, target: LM, out: Path, *, dtype: str = "auto", overwrit
     if dtype == "auto":
         chosen = "target" if narrow == widest and survival["target"].cosine >= KEEP_COSINE else "float32"
     wide = chosen == "float32" and narrow != torch.float32
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing_folder(out) as temporary:
         _copy_side_files(target.checkpoint, temporary, wide)
         for shard in target.checkpoint.shards:
             _write_shard(shard, temporary / shard.name, changes, torch.float32 if wide else None)
         _write_index(target.checkpoint, temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     kept = survival["float32" if wide else "target"]
     names = {
         "target_dtype": str(narrow).removeprefix("torch."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pkt.errors import ConfigError, DataError, UnsupportedModelError
 from pkt.inject.adapter import CONFIG, WEIGHTS
-from pkt.inject.adapter_reading import is_another, read_adapter
+from pkt.inject.adapter_reading import check_base, read_adapter
 from pkt.inject.apply import injected
 from pkt.inject.delta import Delta
 from pkt.models.checkpoint import file_digest
@@ -132,10 +132,8 @@ def _delta(name: str, path: Path, base: str | None, any_base: bool, device: str,
     delta = Delta.load(path)
     target = delta.provenance.get("recipe", {}).get("target", {})
     lm = _base(name, base, target.get("name"), target.get("revision"), device, dtype)
-    if target and not any_base and is_another(target["name"], lm.name):
-        raise DataError(
-            f"{name}: this delta was made for {target['name']}, not for {lm.name}; use its own base, or say --any-base if they are the same"
-        )
+    if not any_base:
+        check_base(name, "delta", target.get("name"), delta.provenance.get("base"), lm)
     dict(delta.tensors(lm))  # checks the shapes
     return Given(name, "delta", lm, delta, file_digest(path))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from pkt.errors import DataError, UnsupportedModelError
-from pkt.files import save_tensors, write_json
+from pkt.files import replacing_folder, save_tensors, write_json
 from pkt.models.lm import LM
 
 
@@ -26,10 +26,8 @@ def untie(model: LM, out: Path) -> None:
         raise DataError(f"{out} exists and is not an empty folder; give a new one")
     embed, unembed = (f"{path}.weight" for path in (model.family.embed, model.family.unembed))
     folder, shard = model.checkpoint.folder, model.checkpoint.files[embed]
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(shard.name, ".*"))
+    with replacing_folder(out) as temporary:
+        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(shard.name, ".*"), dirs_exist_ok=True)
         tensors = load_file(shard)
         save_tensors(temporary / shard.name, tensors | {unembed: tensors[embed].clone()}, {"format": "pt"})
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -38,7 +36,3 @@ def untie(model: LM, out: Path) -> None:
         if index.is_file():
             known = json.loads(index.read_text(encoding="utf-8"))
             write_json(index, known | {"weight_map": {**known["weight_map"], unembed: shard.name}})
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

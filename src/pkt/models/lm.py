@@ -102,7 +102,9 @@ class LM:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's own tokenizer, padding on the left; see `pkt.models.loading.read_tokenizer`."""
-        return read_tokenizer(resolve(self.name, self.revision, weights=False), self.name, self.dims.vocab)
+        return read_tokenizer(
+            resolve(self.name, self.revision, weights=False), self.name, self.config.get_text_config().vocab_size
+        )
 
     @property
     def real(self) -> LM:
