@@ -148,6 +148,12 @@ def model_folder(make_lm, tmp_path) -> Path:
     return Path(shutil.copytree(make_lm("llama", "target").name, tmp_path / "model"))
 
 
+def index_alone(folder: Path, text: str) -> None:
+    """An index, and no file that holds all."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(text)
+
+
 def change_config(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
@@ -183,7 +189,7 @@ def test_pair_that_lacks_what_the_method_needs(refused, make_lm):
             ["model.safetensors: not a whole safetensors file", "copy the checkpoint again"],
         ),
         *(
-            (lambda f, text=text: (f / INDEX).write_text(text), [f"{INDEX}: damaged", "copy the checkpoint again"])
+            (lambda f, text=text: index_alone(f, text), [f"{INDEX}: damaged", "copy the checkpoint again"])
             for text in (
                 '{"weight_map": {"lm_head.wei',
                 '{"metadata": {}}',
@@ -191,6 +197,10 @@ def test_pair_that_lacks_what_the_method_needs(refused, make_lm):
                 '{"weight_map": {"a": 1}}',
                 "[]",
             )
+        ),
+        (
+            lambda f: (f / "adapter_config.json").write_text("{}"),
+            ["holds a model and an adapter", "a folder of their own"],
         ),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], ["no tokenizer could be read", "copy its tokenizer"]),
         (lambda f: (f / "tokenizer.json").write_text("{"), ["no tokenizer could be read", "copy its tokenizer"]),

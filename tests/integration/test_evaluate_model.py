@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -135,6 +136,29 @@ def test_an_adapter_that_peft_saved_is_scored(evaluate, tiny_target, tmp_path):
         model.save_pretrained(tmp_path / "peft")
     found = evaluate(tmp_path / "peft", tasks=("mmlu",))["model"]
     assert (found["kind"], found["base"]) == ("adapter", tiny_target.name)
+
+
+GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8}}
+REMOTE = {"model_type": "martian", "auto_map": {"AutoConfig": "mine.Mine"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        (GPTQ, ["transformers cannot load it", "GPTQ"]),
+        ({"vocab_size": 800}, ["do not fit its config", "mismatched keys", "lm_head.weight"]),
+        (REMOTE, ["transformers cannot read its config"]),
+    ],
+)
+def test_what_transformers_cannot_load_is_one_line(pkt, tiny_target, tmp_path, monkeypatch, fields, parts):
+    """And no code of a checkpoint runs, whoever says yes."""
+    folder = shutil.copytree(tiny_target.name, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    pkt("-q", "evaluate", folder, "--task", "nano/mmlu", "--device", "cpu").refuses(*parts)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_any_architecture_is_scored(evaluate, tokenizer, tmp_path):

@@ -239,6 +239,21 @@ def test_a_kill_while_an_earlier_export_is_removed_leaves_no_half(tiny_target, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_single_file_counts_where_there_is_an_index_too(tiny_target, tmp_path):
+    """As transformers has it: another `save_pretrained` into the same folder leaves the one or the other."""
+    folder = shutil.copytree(tiny_target.name, tmp_path / "model")
+    with tiny_target.private("float32") as model, torch.no_grad():
+        model.lm_head.weight.add_(1)
+        model.save_pretrained(folder, max_shard_size="10KB")
+    lm = LM(folder, device="cpu")
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "model.safetensors.index.json").is_file()
+    with lm.loaded() as model:
+        assert torch.equal(model.lm_head.weight, lm.tensor("lm_head.weight"))
+        export(Delta({}), lm, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("*safetensors*")] == ["model.safetensors"]
+
+
 def test_tensors_of_several_dtypes_are_all_kept(make_lm, tmp_path):
     """Matrices in bfloat16 and norms in float32: what the last changed tensor is stored in decides nothing."""
     lm = LM(shutil.copytree(make_lm("llama", "target").checkpoint.folder, tmp_path / "mixed"), device="cpu")

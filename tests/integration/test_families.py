@@ -227,6 +227,7 @@ def test_the_documented_lines_make_its_text_model(tokenizer, tmp_path, capfd):
         text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4, image_token_index=9
     )
     whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.generation_config.eos_token_id = [2, 4]  # of the sequence and of a turn
     whole.save_pretrained(tmp_path / "whole")
     tokenizer.save_pretrained(tmp_path / "whole")
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -236,6 +237,7 @@ def test_the_documented_lines_make_its_text_model(tokenizer, tmp_path, capfd):
     lm.check()
     with lm.loaded() as model:
         torch.testing.assert_close(logits(model), logits(whole))
+        assert model.generation_config.eos_token_id == [2, 4]
     assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
@@ -277,3 +279,15 @@ def test_gkd_distils_capped_logits_into_shared_matrices(make_lm):
         before = logits(model)
         with injected(model, delta):
             assert (logits(model) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"pretraining_tp": 2, "unsloth_fixed": True, "unsloth_version": "2026.1"}),
+        ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "auto_map": {"AutoConfig": "a.B"}}),
+    ],
+)
+def test_fields_of_real_checkpoints_that_change_nothing(make_lm, family, fields):
+    config = make_lm(family, "target").config
+    assert family_of(type(config).from_dict({**config.to_dict(), **fields}), "tiny")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -143,6 +145,16 @@ def test_a_re_initialised_source_answers_and_gives_logits(source):
         assert float(new["lm_head.weight"].std()) == pytest.approx(source.config.initializer_range, rel=0.05)
         assert (teacher(ids, torch.ones_like(ids), [0]) - model(ids).logits).abs().max() > 0.1
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_re_initialised_source_has_the_sources_dtype_each_time(source, tmp_path):
+    folder = shutil.copytree(source.name, tmp_path / "narrow")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    lm = LM(folder, device="cpu")
+    for seed in (0, 0, 1):
+        with RandomSource(lm, seed).initialised() as model:
+            assert model.dtype == torch.bfloat16
 
 
 def test_shuffled_answers_are_the_real_ones_to_other_prompts(source):

@@ -37,6 +37,24 @@ def test_the_prompt_ends_where_the_answer_starts(kind, speaker):
     assert render(EXAMPLE, "chat_template", speaker) == OPENED[kind]
 
 
+THINKING = """{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"""
+"""As Qwen3 has it."""
+ALWAYS = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+
+
+def test_nothing_is_thought():
+    speaker = chat_tokenizer("chatml")
+    speaker.chat_template += THINKING
+    opened = OPENED["chatml"] + "<think>\n\n</think>\n\n"
+    assert render(EXAMPLE, "chat_template", speaker) == opened
+    speaker.chat_template = speaker.chat_template.removesuffix(THINKING) + ALWAYS
+    with pytest.raises(
+        UnsupportedModelError, match=r"opens an answer with thoughts \(<think>\).*use prompt style tulu or plain"
+    ):
+        render(EXAMPLE, "chat_template", speaker)
+
+
 @pytest.mark.parametrize("style", ["chat_template", "tulu", "plain"])
 def test_one_beginning_of_sequence_where_the_model_has_one(kind, speaker, style):
     found = encode(EXAMPLE, style, speaker)

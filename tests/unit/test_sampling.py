@@ -116,6 +116,7 @@ def test_a_recipe_overrides_the_format() -> None:
         ("humaneval", {"temperature": 0.0}, "evaluate.samples is 20, but humaneval is answered greedily"),
         ("gsm8k", {"samples": 4}, "set evaluate.temperature above 0, or evaluate.samples to 1"),
         ("mbpp", {"shots": 3}, "evaluate.shots is 3, but mbpp has no worked examples; set it to 0"),
+        ("gsm8k", {"top_p": 0.5}, "evaluate.top_p is 0.5, but gsm8k is answered greedily"),
         ("mmlu", {"samples": 2, "temperature": 1.0}, "mmlu ranks its choices"),
         ("mmlu", {"temperature": 0.5}, "leave evaluate.samples, temperature and top_p out"),
     ],

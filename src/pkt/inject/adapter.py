@@ -21,10 +21,11 @@ from pkt.files import HEADER, replacing_folder, save_tensors
 from pkt.inject.changes import Change, Lines, LowRank
 from pkt.inject.delta import Delta, Key
 from pkt.inject.export import check_free
+from pkt.models.checkpoint import ADAPTER
 from pkt.models.families import BIAS
 from pkt.models.lm import LM
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 LINEAR = ("lora_A.weight", "lora_B.weight")

@@ -23,7 +23,7 @@ from pkt.errors import DataError
 from pkt.files import replacing_folder, save_tensors, write_json
 from pkt.inject.changes import Change, Within
 from pkt.inject.delta import Delta
-from pkt.models.checkpoint import Checkpoint
+from pkt.models.checkpoint import INDEX, Checkpoint
 from pkt.models.lm import LM
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ Changes = list[Change | Within]
 """Of one tensor: more than one where parts share it."""
 
 KEEP_COSINE = 0.99
-SKIPPED = ("README.md", "card.json", "expansion.json", "model.safetensors.index.json")
+SKIPPED = ("README.md", "card.json", "expansion.json", INDEX)
 """Files that describe the weights that were."""
 
 
@@ -191,8 +191,7 @@ def _copy_side_files(checkpoint: Checkpoint, out: Path, wide: bool) -> None:
 
 
 def _write_index(checkpoint: Checkpoint, out: Path) -> None:
-    path = checkpoint.folder / "model.safetensors.index.json"
-    if path.is_file():
+    if path := checkpoint.index:
         index = json.loads(path.read_text())
         total = 0
         for shard in checkpoint.shards:

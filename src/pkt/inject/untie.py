@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pkt.errors import DataError, UnsupportedModelError
 from pkt.files import replacing_folder, save_tensors, write_json
+from pkt.models.checkpoint import INDEX
 from pkt.models.lm import LM
 
 
@@ -27,12 +28,11 @@ def untie(model: LM, out: Path) -> None:
     embed, unembed = (f"{path}.weight" for path in (model.family.embed, model.family.unembed))
     folder, shard = model.checkpoint.folder, model.checkpoint.files[embed]
     with replacing_folder(out) as temporary:
-        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(shard.name, ".*"), dirs_exist_ok=True)
+        shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(shard.name, INDEX, ".*"), dirs_exist_ok=True)
         tensors = load_file(shard)
         save_tensors(temporary / shard.name, tensors | {unembed: tensors[embed].clone()}, {"format": "pt"})
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(temporary / "config.json", config | {"tie_word_embeddings": False})
-        index = temporary / "model.safetensors.index.json"
-        if index.is_file():
+        if index := model.checkpoint.index:
             known = json.loads(index.read_text(encoding="utf-8"))
-            write_json(index, known | {"weight_map": {**known["weight_map"], unembed: shard.name}})
+            write_json(temporary / index.name, known | {"weight_map": {**known["weight_map"], unembed: shard.name}})

@@ -32,6 +32,7 @@ CARD = "README.md"
 """The model card, which names the licence."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 Headers = dict[str, tuple[list[int], str]]
 """Tensor name -> shape, and stored dtype as safetensors names it."""
 
@@ -144,7 +145,13 @@ class Checkpoint:
 
         Raises:
             DataError: no safetensors file, a damaged index, or a shard that the index names is missing.
+            UnsupportedModelError: transformers would load an adapter on top of the weights.
         """
+        if (self.folder / ADAPTER).is_file():
+            raise UnsupportedModelError(
+                f"{self.folder} holds a model and an adapter, which transformers would put on top of it; move {ADAPTER} and the adapter's "
+                f"weights to a folder of their own"
+            )
         names = _index(self.folder)
         if names is not None:
             missing = sorted({path.name for path in names.values() if not path.is_file()})
@@ -161,6 +168,11 @@ class Checkpoint:
             )
         with _opened(single) as f:
             return dict.fromkeys(f.keys(), single)
+
+    @property
+    def index(self) -> Path | None:
+        """The file that says where every tensor is; None where one file holds all."""
+        return _index_file(self.folder)
 
     @property
     def shards(self) -> list[Path]:
@@ -240,14 +252,20 @@ class Checkpoint:
         return total.hexdigest()
 
 
+def _index_file(folder: Path) -> Path | None:
+    """The index that counts: transformers, too, reads the single file where there are both."""
+    path = folder / INDEX
+    return path if path.is_file() and not (folder / SINGLE).is_file() else None
+
+
 def _index(folder: Path) -> dict[str, Path] | None:
     """Tensor name -> file, as a folder's index has it; None where there is none.
 
     Raises:
         DataError: it is damaged.
     """
-    path = folder / INDEX
-    if not path.is_file():
+    path = _index_file(folder)
+    if path is None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

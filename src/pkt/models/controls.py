@@ -5,6 +5,7 @@ K lines, D their length.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -111,7 +112,9 @@ class RandomSource(Control):
         dtype = self.config.dtype or torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_of("initialised"))
-            model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(self.config), dtype=torch.float32
+            )  # it writes the dtype there
         yield model.to(self.torch_device, dtype).eval().requires_grad_(False)
 
     def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:

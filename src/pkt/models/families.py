@@ -108,7 +108,9 @@ GEMMA = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(),
+    "llama": Family(
+        harmless=frozenset(["pretraining_tp"])
+    ),  # how many GPUs computed a product; transformers does not read it
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
@@ -122,8 +124,10 @@ FAMILIES: dict[str, Family] = {
         gate="mlp.gate_up_proj",
         up="mlp.gate_up_proj",
         fused=(("q", "k", "v"), ("gate", "up")),
-        # dropout in training, where long positions begin, and remote code, which is never run
-        harmless=frozenset("resid_pdrop embd_pdrop original_max_position_embeddings auto_map".split()),
+        # dropout in training, where long positions begin, remote code, which is never run, and what transformers does not read
+        harmless=frozenset(
+            "resid_pdrop embd_pdrop original_max_position_embeddings auto_map full_attn_mod interpolate_factor".split()
+        ),
     ),
 }
 
@@ -146,6 +150,7 @@ HARMLESS_FIELDS = frozenset(
     model_type architectures transformers_version dtype torch_dtype _name_or_path name_or_path
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
     id2label label2id num_labels problem_type finetuning_task task_specific_params
+    unsloth_fixed unsloth_version
     output_attentions output_hidden_states return_dict chunk_size_feed_forward is_encoder_decoder is_decoder
     attn_implementation _attn_implementation _attn_implementation_autoset
     tokenizer_class prefix cross_attention_hidden_size add_cross_attention base_model_tp_plan base_model_pp_plan

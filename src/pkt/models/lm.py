@@ -71,7 +71,7 @@ class LM:
 
         folder = resolve(self.name, self.revision, weights=False)
         try:
-            return AutoConfig.from_pretrained(folder)
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as e:
             raise UnsupportedModelError(
                 f"{self.name}: transformers cannot read its config: {first_line(e.__cause__ or e)}; "

@@ -28,7 +28,7 @@ def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrain
         name: for messages. where: what `placement` gave.
 
     Raises:
-        UnsupportedModelError: a tensor is missing, too many, or of another shape, or tied embeddings differ.
+        UnsupportedModelError: a tensor is missing, too many, or of another shape, tied embeddings differ, or transformers cannot load it.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -43,8 +43,12 @@ def load(folder: Path, name: str, dtype: str, where: dict[str, Any]) -> PreTrain
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            trust_remote_code=False,
             **where,
         )
+    except (ImportError, ValueError, KeyError, TypeError) as e:
+        raise UnsupportedModelError(f"{name}: transformers cannot load it: {first_line(e)}") from e
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -152,7 +156,7 @@ def read_tokenizer(folder: Path, name: str, vocab: int) -> PreTrainedTokenizerFa
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, padding_side="left", model_max_length=sys.maxsize
+            folder, padding_side="left", model_max_length=sys.maxsize, trust_remote_code=False
         )  # lengths are checked against the config, by example
         if not tokenizer.tokenize("a"):  # transformers makes an empty one where files are missing
             raise ValueError("it knows no text")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STYLES = ("tulu", "chat_template", "plain")
 DATE = "26 Jul 2024"
 """Of every day, for templates that write one: Llama 3's own where it knows no date."""
+THOUGHTS = "<think>"
+"""Opens a block of thoughts, which templates close at once where they are told to think nothing."""
 TRAILING = frozenset('. ")],\n')
 """Characters that end an answer without carrying it."""
 
@@ -49,11 +51,17 @@ def render(example: Example, style: str, tokenizer: PreTrainedTokenizerFast) -> 
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; use prompt style tulu or plain"
         )
-    return _templated(tokenizer, example.prompt, opened=True) + _header(tokenizer, str(tokenizer.chat_template))
+    text = _templated(tokenizer, example.prompt, opened=True) + _header(tokenizer, str(tokenizer.chat_template))
+    if text.rstrip().endswith(THOUGHTS):
+        raise UnsupportedModelError(
+            f"{tokenizer.name_or_path}: its chat template opens an answer with thoughts ({THOUGHTS}), in which no answer is looked for; use "
+            f"prompt style tulu or plain"
+        )
+    return text
 
 
 def _templated(tokenizer: PreTrainedTokenizerFast, prompt: str, *, opened: bool, response: str | None = None) -> str:
-    """What the chat template makes of one question; templates that write today's date get the same one every day.
+    """What the chat template makes of one question, without thoughts; templates that write today's date get the same one every day.
 
     Raises:
         UnsupportedModelError: the template cannot be filled in.
@@ -65,7 +73,12 @@ def _templated(tokenizer: PreTrainedTokenizerFast, prompt: str, *, opened: bool,
         messages.append({"role": "assistant", "content": response})
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opened, date_string=DATE, strftime_now=lambda _format: DATE
+            messages,
+            tokenize=False,
+            add_generation_prompt=opened,
+            enable_thinking=False,
+            date_string=DATE,
+            strftime_now=lambda _format: DATE,
         )
     except (TemplateError, TypeError, ValueError) as e:
         raise UnsupportedModelError(

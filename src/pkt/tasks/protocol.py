@@ -50,6 +50,11 @@ def resolved(form: Format, name: str, **given: Any) -> Protocol:
     """
     set_ = {key: value for key, value in given.items() if value is not None}
     check(form, name, made := replace(form.protocol, **set_))
+    if set_.get("top_p", 1.0) < 1 and not made.temperature:
+        raise ConfigError(
+            f"evaluate.top_p is {made.top_p:g}, but {name} is answered greedily (temperature 0), which draws nothing; set "
+            f"evaluate.temperature above 0, or leave top_p out (`pkt evaluate --temperature`, `--top-p`)"
+        )
     return made
 
 
