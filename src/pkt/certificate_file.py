@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pkt.config import CertificateSection, Recipe, validate
 from pkt.errors import ConfigError
+from pkt.files import read_record, write_json
+from pkt.stages import MARK, WRITTEN
 from pkt.strict_yaml import read_yaml_file
 
 if TYPE_CHECKING:
@@ -29,18 +31,43 @@ def with_certificate_of(folder: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"certificate": before.certificate})
 
 
+def disown(run: Run) -> None:
+    """Where certificate or arms are of another recipe, they count no more, and what sums up the folder goes. Finished work is kept."""
+    had = (run.folder / "certificate.json").is_file()
+    is_other = had and own_certificate(run) is None
+    mark = read_record(run.folder / MARK)
+    if is_other or (mark and mark.get("recipe") != run.certified_key()):
+        for file in (MARK, *WRITTEN):
+            (run.folder / file).unlink(missing_ok=True)
+
+
+def claim_arms(run: Run, others: Sequence[Path]) -> None:
+    """Say that the folder's arms are those of its recipe, without the records of others, and without a certificate that rests on them."""
+    if others and (run.folder / "certificate.json").is_file():
+        set_aside(run.folder)
+    for path in others:
+        path.unlink()
+    mark = {"recipe": run.certified_key()}
+    if read_record(run.folder / MARK) != mark:
+        write_json(run.folder / MARK, mark)
+
+
+def set_aside(folder: Path) -> None:
+    """Move a certificate to where nothing reads it."""
+    path = folder / "certificate.json"
+    aside = path.with_name("certificate.stale.json")
+    log.warning("%s is of another recipe: moved to %s; `pkt certify` makes it anew", path, aside.name)
+    path.replace(aside)
+
+
 def own_certificate(run: Run) -> dict[str, Any] | None:
     """The content of the folder's `certificate.json`, if it is of the run's recipe; else it is moved aside."""
     path = run.folder / "certificate.json"
     if not path.is_file():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = {}
-    if found.get("hashes", {}).get("recipe") == run.certified_key():
+    found = read_record(path)
+    hashes = found.get("hashes")
+    if isinstance(hashes, dict) and hashes.get("recipe") == run.certified_key():
         return found
-    aside = path.with_name("certificate.stale.json")
-    log.warning("%s is of another recipe: moved to %s; `pkt certify` makes it anew", path, aside.name)
-    path.replace(aside)
+    set_aside(run.folder)
     return None

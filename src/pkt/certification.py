@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pkt.certificate_file import claim_arms
 from pkt.certify.arms import ARMS, REAL, SOURCE_ARMS, check_names, missing
 from pkt.certify.search import Search
 from pkt.checks import check, check_gradable, check_locatable
@@ -150,6 +151,12 @@ class Certification:
         for arm in self.cfg.arms or []:
             if arm in self.absent:
                 raise ConfigError(f"certificate.arms: {arm} is not to be had: {self.absent[arm]}")
+        if isinstance(self.cfg.learning_rates, dict) and (
+            idle := [arm for arm in self.cfg.learning_rates if arm not in self.arms]
+        ):
+            raise ConfigError(
+                f"certificate.learning_rates: {', '.join(idle)} would not be run; leave it out, or ask for it in certificate.arms"
+            )
         check(run)
         if run.method.reads_source and not any(arm in SOURCE_ARMS for arm in self.arms):
             log.warning("no source arm: neither transfer nor tuning can be found")
@@ -208,6 +215,7 @@ class Certification:
         """Do what is missing."""
         self.locate()
         jobs, machine = self.jobs(), self.run.machine
+        claim_arms(self.run, jobs.others())
         workers = machine.workers or automatic_workers(self.run)
         at_a_time = machine.execution.workers or max(1, cores() // workers)  # programs of one process
         machine = replace(machine, execution=replace(machine.execution, workers=at_a_time))

@@ -19,7 +19,7 @@ from pkt.models.checkpoint import is_nano
 from pkt.report.certificate import Certificate, read_certificate
 from pkt.report.data import checked, fitting, read
 from pkt.report.verdict import harm_flag
-from pkt.stages import SHARED, Stages, flop_of
+from pkt.stages import MARK, SHARED, Stages, flop_of
 from pkt.strict_yaml import read_yaml_file
 from pkt.tasks.chance import chance_of
 from pkt.tier_scores import AGAIN, Level, existing, fingerprint, levels, levels_of, ordered, read_items
@@ -148,14 +148,15 @@ def entry(folder: Path) -> Entry:
         },
         series=recipe["name"],
     )
-    certificate, seeds = read_certificate(folder), _seeds(folder)
+    certificate, is_marked = read_certificate(folder), (folder / MARK).is_file()
+    seeds = _seeds(folder) if is_marked else []
     if certificate is not None:
         found = _certified(found, folder, certificate)
     elif (folder / "summary.json").is_file() and (scored := _scored(found, folder)).scores:
         found = scored
     elif seeds:
         found = _of_arms(found, folder, seeds)
-    elif (records := Stages(folder).records()) or (folder / "arms").is_dir():
+    elif (records := Stages(folder).records()) or is_marked:
         found = replace(
             found,
             costs=stage_costs(records),
@@ -164,7 +165,7 @@ def entry(folder: Path) -> Entry:
         )
     else:
         raise DataError(f"{folder}: holds a recipe and no results; finish it with `pkt run` or `pkt certify`")
-    if certificate is None and (folder / "arms").is_dir():
+    if certificate is None and is_marked:
         number = f"{len(seeds)} of {wanted['seeds']}" if "seeds" in wanted else f"{len(seeds)}"
         found = replace(found, state=f"unfinished: {number} seeds")
     tiers = {**found.scores, **found.target_scores}

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pkt.errors import ConfigError
 from pkt.models.checkpoint import is_nano
 from pkt.registry import nearest
+from pkt.strict_yaml import yaml_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -36,7 +36,7 @@ def _short(value: Any) -> Any:
 class ModelSection(Section):
     """A model by name."""
 
-    name: str = Field(description="`nano/...`, a folder, or a name on the hub")
+    name: str = Field(min_length=1, description="`nano/...`, a folder, or a name on the hub")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
 
 
@@ -248,7 +248,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml_text(self.model_dump())
 
 
 def validate(cls: type[M], data: Any, where: str, prefix: str = "") -> M:

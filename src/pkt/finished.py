@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkt.errors import DataError
 from pkt.inject.delta import Delta
-from pkt.stages import key_of
+from pkt.stages import WRITTEN, key_of
 
 if TYPE_CHECKING:
     from pkt.run import Run
@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 DECIDES = ("source", "target", "task", "method", "dtype", "seed")
 """Sections of a recipe that decide the delta."""
-WRITTEN = ("summary.json", "report.html")
-"""What sums up the stages."""
 
 
 def align_key(run: Run) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pkt.certify.arms import REAL, Setting, transfer
+from pkt.certify.arms import ARMS, REAL, Setting, transfer
 from pkt.environment import code
 from pkt.errors import DataError, TrainingError, UnsupportedModelError
 from pkt.evaluation.guard import text_digest
@@ -139,6 +139,16 @@ class Jobs:
             return None
         held = ((path.parent / name, digest) for name, digest in files.items())
         return record if all(file.is_file() and file_digest(file) == digest for file, digest in held) else None
+
+    def others(self) -> list[Path]:
+        """Records of arms at seeds that another recipe, other weights or other code left."""
+        found = []
+        for path in sorted(self.arms.glob("*/seed-*.json")):
+            seed = path.stem.removeprefix("seed-")
+            job = Job("transfer", path.parent.name, read_record(path).get("lr"), int(seed) if seed.isdecimal() else -1)
+            if job.arm not in ARMS or self.done(job) is None:
+                found.append(path)
+        return found
 
     def work(self, job: Job) -> dict[str, Any]:
         """Do a job and write its record."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pkt.align.finetune import FinetuneConfig
 from pkt.align.lora import LoraConfig
+from pkt.evaluation.harness import draw
 from pkt.extract.scores import Work
 from pkt.models.families import KINDS, PARTS
 from pkt.models.lm import LM
@@ -120,8 +121,7 @@ def _costs(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
         rows.append(_answers_row(run, lengths.get("train", lengths["test"]), speed))
     if isinstance(options, FinetuneConfig):
         rows.append(_finetune_row(run, lengths["train"], speed))
-    items = len(run.task.split("test"))
-    items = min(items, (run.recipe.evaluate.limit or items) * max(1, len({e.tier for e in run.task.split("test")})))
+    items = len(draw(run.task.split("test"), run.recipe.evaluate.limit, run.recipe.scoring_seed))
     protocol = protocol_of(run.recipe, run.task)
     new = 1 if run.task.format.ranks else run.task.format.max_new_tokens
     read = (lengths["test"] * (1 + protocol.shots) + new) * protocol.samples

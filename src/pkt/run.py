@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pkt import memo_stages
-from pkt.certificate_file import own_certificate
+from pkt.certificate_file import disown
 from pkt.config import Recipe, validate
 from pkt.environment import environment
 from pkt.errors import ConfigError, DataError
@@ -130,7 +130,7 @@ class Run:
         """Write the recipe, the environment, and what the data shares with test sets; set aside what is of another recipe."""
         found = environment(self.source, self.target, self.machine.batch_size)
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        own_certificate(self)
+        disown(self)
         memo_stages.drop_others(self)
         forget_others(self)
         write_json(self.folder / "env.json", found)

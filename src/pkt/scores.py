@@ -55,6 +55,6 @@ class Scores:
         for path, read in ((self.lines_path, self.lines), (self.perplexity_path, self.perplexities)):
             try:
                 read()
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 log.warning("%s is damaged; made anew", path)
                 path.unlink()

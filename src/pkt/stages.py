@@ -24,6 +24,10 @@ from pkt.models.checkpoint import file_digest
 log = logging.getLogger(__name__)
 
 STAGES = ("overlap", "locate", "prepare", "align", "inject", "evaluate")
+WRITTEN = ("summary.json", "report.html")
+"""What sums up the stages."""
+MARK = "arms/recipe.json"
+"""Says of which recipe a folder's arms are."""
 SHARED = ("locate", "prepare")
 """Stages whose result all arms and seeds of a certificate share."""
 VERSION = 1

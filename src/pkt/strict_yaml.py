@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,33 @@ class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice, and reads 1e-4 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ConfigError(f"key {key!r} is no text (line {key_node.start_mark.line + 1}); put it in quotes")
             if key in seen:
                 raise ConfigError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}); remove one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _StrictDumper(yaml.SafeDumper):
+    """Puts texts in quotes that the loader would read as numbers."""
+
+
+for _each in (_StrictLoader, _StrictDumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def yaml_text(data: Any) -> str:
+    """YAML that `read_yaml` reads back as it was, keys in their order."""
+    return yaml.dump(data, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(text: str, where: str) -> Any:
@@ -45,6 +59,12 @@ def read_yaml(text: str, where: str) -> Any:
         mark = getattr(e, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}: not valid YAML{line}: {getattr(e, 'problem', None) or e}") from None
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as e:  # an impossible date, a number of too many digits, too many brackets
+        raise ConfigError(f"{where}: not valid YAML: {e}; put texts in quotes") from None
 
 
 def read_yaml_file(path: Path) -> Any:

@@ -253,7 +253,7 @@ def rerun(folder: Path, arm: str, machine: Machine | None = None) -> list[Check]
             for seed in made.seeds:
                 path = Job("transfer", arm, None, seed).path(made.folder)
                 record = read_record(path)
-                if not record:
+                if not {"threads", "lr", "delta", "device"} <= record.keys():
                     raise DataError(f"{path}: missing or damaged; run `pkt certify` again, what is done is kept")
                 torch.set_num_threads(record["threads"])  # sums of another number of threads round differently
                 again = Path(temporary) / "delta.safetensors"

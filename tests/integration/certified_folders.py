@@ -72,7 +72,7 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 def times(folder: Path) -> dict[str, int]:
     """When each file of the arms was written."""
-    paths = [p for p in sorted((folder / "arms").rglob("*")) if p.is_file()]
+    paths = [p for p in sorted((folder / "arms").glob("*/*")) if p.is_file()]
     return {str(p.relative_to(folder / "arms")): p.stat().st_mtime_ns for p in paths}
 
 

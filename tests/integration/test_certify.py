@@ -18,6 +18,7 @@ from pkt.errors import ConfigError, TrainingError
 from pkt.execute import execute
 from pkt.extract.attribution import attribute
 from pkt.inject.delta import Delta
+from pkt.jobs import Jobs
 from pkt.machine import Machine
 from pkt.models.checkpoint import file_digest
 from pkt.models.lm import LM
@@ -34,7 +35,7 @@ def delta(folder: Path, arm: str, seed: int = 0) -> Delta:
 
 def test_folder(certified):
     arms = {p.name for p in (certified / "arms").iterdir()}
-    assert arms == {*ARMS, "target", "source"}
+    assert arms == {*ARMS, "target", "source", "recipe.json"}
     kept = {p.name for p in certified.iterdir()}
     expected = {"arms", "certificate.json", "env.json", "neurons", "recipe.yaml", "report.html", "stages.json"}
     assert kept == expected | {"summary.json"}
@@ -204,6 +205,39 @@ def test_another_recipe_in_the_folder_moves_the_certificate_aside(certified, cap
     assert not (certified / "certificate.json").exists()
     assert "certificate.json is of another recipe: moved to certificate.stale.json" in caplog.text
     assert (certified / "certificate.stale.json").is_file()
+
+
+def test_arms_of_another_recipe_count_no_more(certified, monkeypatch):
+    """Neither where the other recipe's certificate was stopped on its way, nor where it does something else in the folder."""
+    work, done = Jobs.work, []
+
+    def stopped(jobs, job):
+        if job.kind == "transfer":
+            done.append(job)
+            if len(done) == 4:
+                raise KeyboardInterrupt
+        return work(jobs, job)
+
+    other = {"method": {"steps": 1}, "certificate": {"learning_rates": "recipe"}}
+    with monkeypatch.context() as patched:
+        patched.setattr(Jobs, "work", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(certified, **other)
+    assert entry(certified).state == "unfinished: 1 of 2 seeds"
+    assert not (certified / "report.html").exists()
+    Run(small_recipe(method={"steps": 3}), certified, ONE_PROCESS).start()
+    assert entry(certified).state == "unfinished: nothing is scored yet"
+    make(certified, **other)
+    assert entry(certified).state == "certified"
+
+
+def test_a_certificate_that_rests_on_other_weights_is_aside_before_they_are_scored(certified, monkeypatch):
+    monkeypatch.setattr(Jobs, "key", lambda jobs, job, key=Jobs.key: f"other {key(jobs, job)}")
+    monkeypatch.setattr(Certification, "_learning_rates", lambda made, *_: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception, match="stopped"):
+        make(certified)
+    assert not (certified / "certificate.json").exists()
+    assert entry(certified).state == "unfinished: 0 of 2 seeds"
 
 
 def test_a_certificate_of_another_recipe_is_aside_before_work_starts(certified, monkeypatch):

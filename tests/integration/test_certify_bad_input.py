@@ -78,6 +78,13 @@ def test_a_guard_text_has_two_windows_at_least(refused, tmp_path):
     text = tmp_path / "guard.txt"
     text.write_text("One short line.\n")
     refused(["perplexity_text"], "nano_published", f"evaluate.perplexity_text={text}", "evaluate.limit=4")
+    text.write_text("\n")
+    refused(["is empty; give a text, or leave it out"], "nano_published", f"evaluate.perplexity_text={text}")
+
+
+def test_a_learning_rate_of_an_arm_that_is_not_run(refused):
+    said = ["certificate.learning_rates: random_source would not be run", "ask for it in certificate.arms"]
+    refused(said, "nano_published", "certificate.learning_rates={random_source: 0.1}", "certificate.arms=[no_source]")
 
 
 def test_an_arm_that_is_not_to_be_had(refused, recipe):

@@ -65,3 +65,9 @@ def test_recomputed_activations_take_less_memory(planned, name):
         for wanted in ("false", "true")
     )
     assert recomputed["memory"] < plain["memory"]
+
+
+def test_items_are_those_that_are_drawn(planned):
+    """A tier with fewer than the limit has them all."""
+    few, all_ = (planned(small_recipe(evaluate={"limit": limit}))["evaluate target"]["flop"] for limit in (150, None))
+    assert few / all_ == pytest.approx(630 / 840, rel=0.01)

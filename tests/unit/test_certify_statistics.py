@@ -25,6 +25,16 @@ def scores(rng: np.random.Generator, seed_sd=1.0, unit_sd=1.0, item_sd=1.0, draw
 UNIT_OF = [f"u{i // ITEMS}" for i in range(UNITS * ITEMS)]
 
 
+@pytest.mark.parametrize("share", [1 / 3, 0.1, 0.3])
+def test_what_rounding_leaves_of_no_variance_is_none(share):
+    """Equal gains in all units, as 3 items of 1/3 or fractional scores give them."""
+    units = [f"u{i // 3}" for i in range(6)]
+    found = spread(np.tile([share * 3, 0.0, 0.0], (5, 2)), np.zeros((5, 6)), units)
+    assert found.mean == pytest.approx(share)
+    low, high = found.interval(0.95)
+    assert high - low == pytest.approx(2.0)  # the rule of three of two units
+
+
 def test_spread_is_the_direct_computation():
     one, two = (scores(np.random.default_rng(i))[0] for i in (1, 2))
     found = spread(one, two, UNIT_OF)

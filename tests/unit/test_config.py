@@ -9,7 +9,7 @@ from pkt.errors import ConfigError
 from pkt.methods import METHODS, method_of
 from pkt.methods.laten import LatenConfig
 from pkt.recipe_files import RECIPES, load_recipe
-from pkt.strict_yaml import read_yaml
+from pkt.strict_yaml import read_yaml, yaml_text
 
 GOOD = """
 source: nano/source
@@ -118,3 +118,29 @@ def test_shipped_recipes_are_right(path):
     method = METHODS.get(options.pop("name"))
     validate(method.config, options, str(path), "method")
     assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "7e12345", ".5e3", "1E5", "null", "2024-01-01", "0x1f"])
+def test_texts_that_look_like_numbers_stay_texts(text):
+    """`7e12345` is a commit."""
+    assert read_yaml(yaml_text({"revision": text}), "x") == {"revision": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: {{ name }}", r"key .* is no text \(line 1\); put it in quotes"),
+        ("? [a]\n: 1", "is no text"),
+        ("name: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("a: !!int abc", "not valid YAML: "),
+        ("a: " + "[" * 3000 + "]" * 3000, "not valid YAML: "),
+    ],
+)
+def test_slips_are_one_line(text, message):
+    with pytest.raises(ConfigError, match=message) as e:
+        read_yaml(text, "x")
+    assert "\n" not in str(e.value)
+
+
+def test_merge_keys_are_yaml():
+    assert read_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}", "x")["b"] == {"x": 1, "y": 2}

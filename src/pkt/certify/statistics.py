@@ -14,6 +14,9 @@ from scipy.stats import t as student
 
 from pkt.evaluation.statistics import mean_and_error
 
+ROUNDING = 1e-12
+"""A standard error below this is what rounding leaves of none."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -35,7 +38,7 @@ class Spread:
         """Standard error, and Satterthwaite's degrees of freedom."""
         by_seed, by_unit = self.seed_variance / self.num_seeds, self.unit_variance / self.num_units
         total = by_seed + by_unit
-        if total == 0:
+        if total < ROUNDING**2:
             return 0.0, math.inf
         df = total**2 / (by_seed**2 / (self.num_seeds - 1) + by_unit**2 / (self.num_units - 1))
         return math.sqrt(total), df

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pkt.console import out, say
+from pkt.errors import ConfigError
 from pkt.listing import option_rows, recipe_rows, split_rows, sweep_rows, table
 
 
@@ -61,6 +62,8 @@ def tasks(
         out.print(table(sweep_rows(SWEEPS)))
         return
     if name is None:
+        if data is not None:
+            raise ConfigError("--data is of one task: name it too")
         out.print(table([{"task": n, "what": what} for n, what in TASKS.items()]))
         return
     found = task(name, data)

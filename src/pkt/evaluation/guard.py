@@ -12,15 +12,18 @@ def guard_text(path: str | None, *, is_nano: bool) -> str | None:
     """The text of a file, or neutral sentences of the nano world for its tasks, or none.
 
     Raises:
-        DataError: no such file, or it is not UTF-8.
+        DataError: no such file, or it is not UTF-8, or empty.
     """
     if path:
         if not Path(path).is_file():
             raise DataError(f"evaluate.perplexity_text: no file {path}")
         try:
-            return Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
             raise DataError(f"evaluate.perplexity_text: {path} is not UTF-8 (byte {e.start}); convert it") from None
+        if not text.strip():
+            raise DataError(f"evaluate.perplexity_text: {path} is empty; give a text, or leave it out")
+        return text
     if is_nano:
         from pkt.nano.world import neutral_lines
 

@@ -11,7 +11,7 @@ from pkt.report.dots import Dot, dots
 from pkt.report.figures import Figure
 from pkt.report.heatmap import Panel as Heat
 from pkt.report.heatmap import heatmaps
-from pkt.report.numbers import percent, plus_minus
+from pkt.report.numbers import p_value, percent, plus_minus
 from pkt.report.sweep_groups import RECIPE, Group, distinct, groups, value_of
 from pkt.report.sweep_plot import Line, Mark, Panel, draw, named
 from pkt.report.sweep_words import change, is_clear, score
@@ -73,8 +73,8 @@ def _changes(group: Group, several: str) -> Figure:
                 row["point"],
                 score(row),
                 change(row["change"]),
-                f"{row['change']['p']:.3f}",
-                f"{row['change']['p_holm']:.3f}",
+                p_value(row["change"]["p"]),
+                p_value(row["change"]["p_holm"]),
             ]
             for row in rows
         ],

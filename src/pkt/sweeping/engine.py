@@ -32,6 +32,9 @@ from pkt.sweeping.grid import Point, Scalar, Sweep, folder_name, load_sweep, poi
 from pkt.sweeping.jobs import SHARED, Job, Worker
 from pkt.sweeping.table import NAME, costs, table
 
+WRITTEN = ("costs.json", "sweep.csv", "sweep.html")
+"""What is made beside the table."""
+
 log = logging.getLogger(__name__)
 
 
@@ -117,6 +120,8 @@ def run_sweep(sweep: Sweep, folder: Path, machine: Machine | None = None, *, cer
     with locked(folder):
         for path in leftovers(folder):
             path.unlink()
+        for name in (NAME, *WRITTEN):  # of a sweep with other runs, maybe
+            (folder / name).unlink(missing_ok=True)
         errors = _work(sweep, runs, first, folder, machine, certify=certify)
         found = table(sweep, runs, errors, folder, certify=certify)
         write_json(folder / NAME, found)
