@@ -154,9 +154,7 @@ class Certification:
         if isinstance(self.cfg.learning_rates, dict) and (
             idle := [arm for arm in self.cfg.learning_rates if arm not in self.arms]
         ):
-            raise ConfigError(
-                f"certificate.learning_rates: {', '.join(idle)} would not be run; leave it out, or ask for it in certificate.arms"
-            )
+            log.warning("certificate.learning_rates: not used, for these arms are not run: %s", ", ".join(idle))
         check(run)
         if run.method.reads_source and not any(arm in SOURCE_ARMS for arm in self.arms):
             log.warning("no source arm: neither transfer nor tuning can be found")

@@ -82,9 +82,21 @@ def test_a_guard_text_has_two_windows_at_least(refused, tmp_path):
     refused(["is empty; give a text, or leave it out"], "nano_published", f"evaluate.perplexity_text={text}")
 
 
-def test_a_learning_rate_of_an_arm_that_is_not_run(refused):
-    said = ["certificate.learning_rates: random_source would not be run", "ask for it in certificate.arms"]
-    refused(said, "nano_published", "certificate.learning_rates={random_source: 0.1}", "certificate.arms=[no_source]")
+def test_a_learning_rate_of_an_arm_that_is_not_run_is_told(pkt, recipe, tmp_path, caplog):
+    asked = recipe(certificate={"learning_rates": {"random_source": 0.1, "no_source": 0.1}, "arms": ["no_source"]})
+    done = pkt(
+        "certify",
+        asked,
+        "--out",
+        tmp_path / "out",
+        "--dry-run",
+        "--set",
+        "task.name=nano/gsm8k",
+        "--set",
+        "task.data=null",
+    )
+    assert done.code == 0, done.err
+    assert "learning_rates: not used, for these arms are not run: random_source" in caplog.text
 
 
 def test_an_arm_that_is_not_to_be_had(refused, recipe):
