@@ -44,7 +44,7 @@ def disown(run: Run) -> None:
 def claim_arms(run: Run, others: Sequence[Path]) -> None:
     """Say that the folder's arms are those of its recipe, without the records of others, and without a certificate that rests on them."""
     if others and (run.folder / "certificate.json").is_file():
-        set_aside(run.folder)
+        _set_aside(run.folder, "rests on arms of another recipe, or of other weights, data or code")
     for path in others:
         path.unlink()
     mark = {"recipe": run.certified_key()}
@@ -52,11 +52,11 @@ def claim_arms(run: Run, others: Sequence[Path]) -> None:
         write_json(run.folder / MARK, mark)
 
 
-def set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, why: str) -> None:
     """Move a certificate to where nothing reads it."""
     path = folder / "certificate.json"
     aside = path.with_name("certificate.stale.json")
-    log.warning("%s is of another recipe: moved to %s; `pkt certify` makes it anew", path, aside.name)
+    log.warning("%s %s: moved to %s; `pkt certify` makes it anew", path, why, aside.name)
     path.replace(aside)
 
 
@@ -69,5 +69,5 @@ def own_certificate(run: Run) -> dict[str, Any] | None:
     hashes = found.get("hashes")
     if isinstance(hashes, dict) and hashes.get("recipe") == run.certified_key():
         return found
-    set_aside(run.folder)
+    _set_aside(run.folder, "is of another recipe")
     return None

@@ -26,12 +26,18 @@ class Scores:
         """The lines of `scores.jsonl`, if there are any."""
         if not self.lines_path.is_file():
             return []
-        return [json.loads(line) for line in self.lines_path.read_text(encoding="utf-8").split("\n") if line]
+        found = [json.loads(line) for line in self.lines_path.read_text(encoding="utf-8").split("\n") if line]
+        if not all(isinstance(line, dict) and "arm" in line for line in found):
+            raise ValueError(f"{self.lines_path} holds other things than scores")
+        return found
 
     def perplexities(self) -> dict[str, float | None]:
         """The arms' perplexities, if there are any."""
         path = self.perplexity_path
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds something else than perplexities")
+        return found
 
     def put(self, arm: str, lines: list[Line], perplexity: float | None, arms: Sequence[str]) -> None:
         """Replace what is known of one arm."""
@@ -55,6 +61,6 @@ class Scores:
         for path, read in ((self.lines_path, self.lines), (self.perplexity_path, self.perplexities)):
             try:
                 read()
-            except (ValueError, TypeError, AttributeError):
+            except ValueError:
                 log.warning("%s is damaged; made anew", path)
                 path.unlink()

@@ -59,11 +59,8 @@ def read_yaml(text: str, where: str) -> Any:
         mark = getattr(e, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}: not valid YAML{line}: {getattr(e, 'problem', None) or e}") from None
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as e:  # an impossible date, a number of too many digits, too many brackets
+    except (ValueError, TypeError, RecursionError) as e:
+        # an impossible date, a number of too many digits, too many brackets
         raise ConfigError(f"{where}: not valid YAML: {e}; put texts in quotes") from None
 
 

@@ -112,9 +112,8 @@ class RandomSource(Control):
         dtype = self.config.dtype or torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed_of("initialised"))
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(self.config), dtype=torch.float32
-            )  # it writes the dtype there
+            # a copy, for transformers writes the dtype into the config
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), dtype=torch.float32)
         yield model.to(self.torch_device, dtype).eval().requires_grad_(False)
 
     def slices(self, part: str, lines: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:

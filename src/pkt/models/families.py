@@ -108,9 +108,8 @@ GEMMA = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        harmless=frozenset(["pretraining_tp"])
-    ),  # how many GPUs computed a product; transformers does not read it
+    # on how many GPUs a product was computed, which transformers does not read
+    "llama": Family(harmless=frozenset(["pretraining_tp"])),
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
